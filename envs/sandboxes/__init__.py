@@ -1,0 +1,88 @@
+"""The contract of sandboxes: where untrusted code runs. Every other file here is one backend, named by its file.
+
+A non-zero exit, a timeout or a memory kill is a result, never an exception. Only trouble of the machinery raises:
+
+    SandboxError (a MachineryError; the episode ends as `sandbox_lost`)
+    ├── SandboxLost           this sandbox died or broke its protocol; take another
+    └── SandboxUnavailable    the engine cannot give one now; the message says what to do
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from envs import MachineryError, Outcome
+
+
+class SandboxError(MachineryError):
+    outcome = Outcome.SANDBOX_LOST
+
+
+class SandboxLost(SandboxError):
+    pass
+
+
+class SandboxUnavailable(SandboxError):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecResult:
+    """What one command did. Output is bytes as the program wrote them, head and tail where it was cut."""
+
+    exit_code: int
+    """As a shell reports it; 128 + signal where a signal ended it."""
+    stdout: bytes
+    stderr: bytes
+    stdout_cut: int = 0
+    """Bytes left out of the middle of stdout."""
+    stderr_cut: int = 0
+    timed_out: bool = False
+    oom: bool = False
+    duration_s: float = 0.0
+
+
+class Sandbox(Protocol):
+    """One attempt's own machine: an empty writable `/work`, an empty `/tmp`, no network, no privileges, its own user.
+
+    Nothing of an earlier attempt is left in it, and no process outlives the `exec` that started it.
+    """
+
+    async def exec(
+        self,
+        argv: Sequence[str] | str,
+        *,
+        timeout_s: float = 10.0,
+        stdin: bytes = b"",
+        cwd: str = "/work",
+        env: Mapping[str, str] | None = None,
+        max_output: int = 64 * 1024,
+    ) -> ExecResult:
+        """Run a command (a string runs in a shell). `max_output` bytes of each stream are kept."""
+        ...
+
+    async def write(self, path: str, data: bytes) -> None:
+        """Create or replace a file as the sandbox's user, parent folders included. Raises OSError where that user may not."""
+        ...
+
+    async def read(self, path: str, *, limit: int = 1024 * 1024) -> bytes:
+        """A regular file's bytes. Raises FileNotFoundError, or OSError where it is longer than `limit` or no regular file."""
+        ...
+
+    async def close(self) -> None:
+        """Hand the sandbox back. May be called more than once."""
+        ...
+
+
+class SandboxPool(Protocol):
+    """A bounded number of sandboxes shared by the attempts of one process."""
+
+    async def acquire(self) -> Sandbox:
+        """A clean sandbox, waiting for one where all are taken. Raises SandboxUnavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Remove every container of this pool. May be called more than once."""
+        ...

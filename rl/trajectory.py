@@ -1,0 +1,94 @@
+"""Token-level records of what the policy did. `T` tokens of one trajectory, `G` members of a group.
+
+Names by stage: a `Trajectory` is one episode in tokens; a `Group` is G attempts at one task; a batch (rl/batch.py) is
+what the learner eats. Log-probabilities are natural logs under the policy that sampled the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from envs import Episode, Outcome
+from rewards import Score
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """Aligned lists, one entry a token: who spoke, how likely it was, which policy version spoke.
+
+    World tokens have mask False, log-probability 0.0 and version -1.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+
+    def hear(self, ids: Sequence[int]) -> None:
+        """Append tokens that the world wrote."""
+        self.ids += ids
+        self.mask += [False] * len(ids)
+        self.logprobs += [0.0] * len(ids)
+        self.versions += [-1] * len(ids)
+
+    def speak(self, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]) -> None:
+        """Append tokens that the policy sampled. Raises ValueError where the three lengths differ."""
+        if not len(ids) == len(logprobs) == len(versions):
+            raise ValueError(f"got {len(ids)} tokens, {len(logprobs)} logprobs, {len(versions)} versions; expected equal lengths")
+        self.ids += ids
+        self.mask += [True] * len(ids)
+        self.logprobs += logprobs
+        self.versions += versions
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def spoken(self) -> int:
+        """Number of tokens that the policy sampled."""
+        return sum(self.mask)
+
+    @property
+    def oldest(self) -> int:
+        """Policy version of the oldest sampled token."""
+        return min((v for v in self.versions if v >= 0), default=-1)
+
+    @property
+    def newest(self) -> int:
+        return max(self.versions, default=-1)
+
+
+@dataclass(slots=True)
+class Member:
+    """One attempt of a group: the tokens, the episode and, where the outcome is the policy's doing, the score."""
+
+    trajectory: Trajectory
+    episode: Episode
+    score: Score | None = None
+    advantage: float = 0.0
+
+    @property
+    def valid(self) -> bool:
+        """May be trained on: the policy earned its ending, it was scored, and it spoke."""
+        return self.episode.outcome.valid and self.score is not None and self.trajectory.spoken > 0
+
+
+@dataclass(slots=True)
+class Group:
+    """G attempts at one task, admitted together while the policy was at `version`."""
+
+    lease: int
+    world: str
+    version: int
+    members: list[Member]
+
+    @property
+    def valid(self) -> list[Member]:
+        return [m for m in self.members if m.valid]
+
+    def outcomes(self) -> dict[Outcome, int]:
+        counts: dict[Outcome, int] = {}
+        for member in self.members:
+            counts[member.episode.outcome] = counts.get(member.episode.outcome, 0) + 1
+        return counts
