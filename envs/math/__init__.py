@@ -1,0 +1,89 @@
+"""Mathematics with a final boxed answer; a Python tool in the sandbox where the configuration allows one.
+
+The answer is the content of the last `\\boxed{...}`. It is compared with the hidden one by a ladder: the same text, then
+Math-Verify in a child process that is killed when it takes too long (envs/math/judge.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from envs import Env, Facts, Message, Split, Step, Task, tool_call
+from envs.math import problems
+from envs.math.judge import Judge
+from envs.sandboxes import Sandbox, SandboxPool
+
+TOOL_TIMEOUT_S = 5.0
+TOOL_OUTPUT_CHARS = 400
+
+
+class World:
+    """`python_tool` allows `<tool: python>` before the answer, so that an attempt may take `max_turns` turns."""
+
+    name = "math"
+
+    def __init__(
+        self,
+        sandboxes: SandboxPool,
+        *,
+        seed: int = 0,
+        families: Sequence[str] = problems.FAMILIES,
+        levels: Sequence[int] = (0, 1, 2),
+        python_tool: bool = True,
+        judge_timeout_s: float = 10.0,
+    ) -> None:
+        self.stream = problems.Stream(seed, families, levels, python_tool)
+        self.sandboxes = sandboxes
+        self.judge = Judge(timeout_s=judge_timeout_s)
+        self.python_tool = python_tool
+        self.max_turns = 3 if python_tool else 1
+
+    def task(self, split: Split, index: int) -> Task:
+        return self.stream.task(split, index)
+
+    def open(self, task: Task) -> Env:
+        return MathEnv(task, self.sandboxes, self.judge, self.python_tool)
+
+    def demonstrate(self, task: Task, rng: random.Random, *, err: bool) -> list[Message]:
+        return problems.demonstrate(task, rng, err=err, python_tool=self.python_tool)
+
+
+class MathEnv:
+    def __init__(self, task: Task, sandboxes: SandboxPool, judge: Judge, python_tool: bool) -> None:
+        self.task, self.sandboxes, self.judge, self.python_tool = task, sandboxes, judge, python_tool
+        self.sandbox: Sandbox | None = None
+        self.last_action = ""
+        self.tool_uses = 0
+
+    async def start(self) -> Sequence[Message]:
+        return self.task.messages
+
+    async def step(self, action: str) -> Step:
+        self.last_action = action
+        call = tool_call(action)
+        if call is None or not self.python_tool:
+            return Step(done=True, invalid="<tool:" in action)
+        if call.name != "python":
+            return Step(done=True, invalid=True)
+        self.tool_uses += 1
+        return Step(messages=({"role": "tool", "name": "python", "content": await self._python(call.body)},))
+
+    async def _python(self, code: str) -> str:
+        if self.sandbox is None:
+            self.sandbox = await self.sandboxes.acquire()
+        result = await self.sandbox.exec(["python3", "-I", "-"], stdin=code.encode(), timeout_s=TOOL_TIMEOUT_S)
+        if result.timed_out:
+            return f"timed out after {TOOL_TIMEOUT_S:g} s"
+        text = result.stdout if result.exit_code == 0 else result.stderr.strip().split(b"\n")[-1]
+        return text.decode(errors="replace").strip()[:TOOL_OUTPUT_CHARS] or "no output"
+
+    async def measure(self) -> Facts:
+        answer = problems.last_boxed(self.last_action)
+        verdict = "no_answer" if answer is None else await self.judge.verdict(answer, self.task.hidden["answer"])
+        return {"solved": verdict == "right", "verdict": verdict, "answer": answer, "tool_uses": self.tool_uses}
+
+    async def close(self) -> None:
+        sandbox, self.sandbox = self.sandbox, None
+        if sandbox is not None:
+            await sandbox.close()

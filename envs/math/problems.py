@@ -1,0 +1,139 @@
+"""Generated mathematics problems and the scripted expert that solves them, rightly or not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from envs import Message, Split, Task, heldout
+
+FAMILIES = ("arithmetic", "compare", "word")
+
+NAMES = ("Ann", "Ben", "Eva", "Ida", "Leo", "Max", "Mia", "Tom")
+THINGS = ("apples", "books", "cards", "coins", "pens", "stamps")
+STORIES = (
+    ("{name} has {a} {things} and gets {b} more. How many {things} now?", "+"),
+    ("{name} finds {a} {things}, then {b} others. How many {things} in all?", "+"),
+    ("{name} has {a} {things} and loses {b}. How many {things} are left?", "-"),
+    ("{name} gives away {b} of {a} {things}. How many {things} remain?", "-"),
+    ("{name} fills {a} boxes with {b} {things} each. How many {things} in all?", "*"),
+    ("{name} buys {b} {things} a day for {a} days. How many {things} in all?", "*"),
+)
+LARGEST = (20, 50, 99)
+"""Largest number in a problem, by level."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    key: str
+    question: str
+    expression: str
+    """Python text whose value is the answer."""
+    answer: int
+    slips: tuple[str, ...]
+    """Expressions that a careless reader would compute instead."""
+
+
+def _arithmetic(rng: random.Random, level: int) -> Problem:
+    top = LARGEST[level]
+    a, b, c = (rng.randint(2, top) for _ in range(3))
+    op, other = rng.sample("+-*", 2)
+    text = f"{a} {op} {b}" if level == 0 else f"{a} {op} {b} {rng.choice('+-')} {c}"
+    slip = text.replace(f"{a} {op} {b}", f"{a} {other} {b}")
+    question = rng.choice(("What is {}?", "Compute {}.", "Find {}.")).format(text)
+    return Problem(f"arithmetic/{text}", question, text, _value(text), (slip, f"{text} + 1"))
+
+
+def _compare(rng: random.Random, level: int) -> Problem:
+    numbers = rng.sample(range(2, LARGEST[level] + 1), level + 2)
+    word, function, wrong = rng.choice((("largest", "max", "min"), ("smallest", "min", "max")))
+    listed = ", ".join(map(str, numbers))
+    text = f"{function}({listed})"
+    return Problem(f"compare/{text}", f"Which is the {word} of {listed}?", text, _value(text), (f"{wrong}({listed})",))
+
+
+def _word(rng: random.Random, level: int) -> Problem:
+    top = LARGEST[level]
+    a, b = sorted((rng.randint(2, top), rng.randint(2, top)), reverse=True)
+    story, op = rng.choice(STORIES)
+    question = story.format(name=rng.choice(NAMES), things=rng.choice(THINGS), a=a, b=b)
+    others = [o for o in "+-*" if o != op]
+    text = f"{a} {op} {b}"
+    slips = tuple(f"{a} {o} {b}" for o in others)
+    return Problem(f"word/{STORIES.index((story, op))}/{a},{b}", question, text, _value(text), slips)
+
+
+_MAKERS: dict[str, Callable[[random.Random, int], Problem]] = {
+    "arithmetic": _arithmetic,
+    "compare": _compare,
+    "word": _word,
+}
+
+
+def _value(text: str) -> int:
+    """The value of an expression of this file's own making (numbers, + - *, max, min)."""
+    return int(eval(text, {"__builtins__": {}}, {"max": max, "min": min}))
+
+
+class Stream:
+    """Endless tasks of both splits. The train split depends on the seed; the held-out one never does."""
+
+    def __init__(self, seed: int, families: Sequence[str], levels: Sequence[int], python_tool: bool) -> None:
+        unknown = sorted(set(families) - set(FAMILIES))
+        if unknown or not families:
+            raise ValueError(f"world math: got families {list(families)}; available: {', '.join(FAMILIES)}")
+        if not levels or not set(levels) <= set(range(len(LARGEST))):
+            raise ValueError(f"world math: got levels {list(levels)}; available: {', '.join(map(str, range(len(LARGEST))))}")
+        self.seed, self.families, self.levels, self.python_tool = seed, tuple(families), tuple(levels), python_tool
+
+    def task(self, split: Split, index: int) -> Task:
+        rng = random.Random(f"math/{split}/{self.seed if split == 'train' else 0}/{index}")
+        family, level = rng.choice(self.families), rng.choice(self.levels)
+        problem = _MAKERS[family](rng, level)
+        while heldout(problem.key) != (split == "heldout"):
+            problem = _MAKERS[family](rng, level)
+        ask = "Use python or answer in \\boxed{}." if self.python_tool else "Answer in \\boxed{}."
+        return Task(
+            world="math",
+            key=problem.key,
+            family=family,
+            level=level,
+            messages=({"role": "user", "content": f"{problem.question} {ask}"},),
+            hidden={"answer": str(problem.answer), "expression": problem.expression, "slips": list(problem.slips)},
+        )
+
+
+def demonstrate(task: Task, rng: random.Random, *, err: bool, python_tool: bool) -> list[Message]:
+    """The expert computes with the tool where it has one; when it errs it misreads the problem or skips the tool."""
+    expression, answer = task.hidden["expression"], task.hidden["answer"]
+    messages = list(task.messages)
+    if err and (not python_tool or rng.random() < 0.3):
+        return [*messages, {"role": "assistant", "content": f"\\boxed{{{_guess(int(answer), rng)}}}"}]
+    if err:
+        expression = rng.choice([s for s in task.hidden["slips"] if str(_value(s)) != answer] or [f"{expression} + 1"])
+        answer = str(_value(expression))
+    if python_tool:
+        messages += [
+            {"role": "assistant", "content": f"<tool: python>\nprint({expression})\n</tool>"},
+            {"role": "tool", "name": "python", "content": answer},
+        ]
+    return [*messages, {"role": "assistant", "content": f"\\boxed{{{answer}}}"}]
+
+
+def _guess(answer: int, rng: random.Random) -> int:
+    """A number near the answer that is not the answer."""
+    return answer + rng.choice((-10, -2, -1, 1, 2, 10))
+
+
+def last_boxed(text: str) -> str | None:
+    """Content of the last complete `\\boxed{...}`, braces balanced, else None."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth = 0
+    for i in range(start + len("\\boxed"), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[start + len("\\boxed{") : i].strip()
+    return None

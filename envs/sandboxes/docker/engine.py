@@ -1,0 +1,232 @@
+"""Every call to the Docker engine: connect, check, create, remove, count, reap. Blocking; the pool calls it from threads.
+
+Labels carry what a stranger needs to clean up: `touchstone.run`, `touchstone.owner` (which process made it, told apart
+from a later one with the same pid) and `touchstone.deadline` (unix time after which nobody needs it).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+
+from envs.sandboxes import SandboxUnavailable
+
+API_TIMEOUT_S = 60
+SUPERVISOR = Path(__file__).with_name("supervisor.py").read_bytes()
+BOOT = "import os;s=b''\nwhile len(s)<{size}:s+=os.read(0,{size}-len(s))\nexec(compile(s,'supervisor.py','exec'))"
+"""Reads the supervisor from stdin and not a byte more, so the image needs only python3 and no shared folder."""
+CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"]
+"""Of the supervisor only: to wipe, to kill, to become the lease's user. With SYS_RESOURCE, where the machine has it, that
+user cannot undo being the first victim when memory runs out."""
+SYS_RESOURCE_BIT = 24
+SYSCTLS = {"kernel.shmmni": "0", "kernel.msgmni": "0", "kernel.sem": "250 32000 32 0", "fs.mqueue.queues_max": "0"}
+"""No System V or POSIX message objects: they would outlive the processes of an attempt."""
+TROUBLE = (DockerException, requests.RequestException, OSError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one container may use. The memory limit covers the processes and all three in-memory folders."""
+
+    memory_mb: int = 512
+    pids: int = 64
+    cpus: float = 1.0
+    work_mb: int = 128
+    tmp_mb: int = 64
+    shm_mb: int = 16
+    inodes: int = 16384
+    """Of each of `/work` and `/tmp`."""
+
+    def __post_init__(self) -> None:
+        folders_mb = self.work_mb + self.tmp_mb + self.shm_mb
+        if folders_mb * 2 > self.memory_mb:
+            raise ValueError(
+                f"the folders of a sandbox live in its memory: got work_mb + tmp_mb + shm_mb = {folders_mb}, "
+                f"expected at most half of memory_mb = {self.memory_mb}"
+            )
+
+
+def connect() -> docker.APIClient:
+    """A client of the engine that DOCKER_HOST names. Raises SandboxUnavailable where none answers."""
+    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    try:
+        client = docker.APIClient(base_url=host, version="auto", timeout=API_TIMEOUT_S, num_pools=4)
+    except TROUBLE as problem:
+        raise SandboxUnavailable(
+            f"no Docker engine answers at {host} ({_root_cause(problem)}): run `make setup`, or set DOCKER_HOST to one that runs"
+        ) from problem
+    if not client.base_url.startswith(("http+docker://localhost", "http://")):
+        raise SandboxUnavailable(f"DOCKER_HOST is {host}: expected unix:// or tcp:// without TLS")
+    return client
+
+
+def preflight(image: str) -> None:
+    """Check that an engine answers and has the image. Raises SandboxUnavailable in one sentence that says what to type."""
+    client = connect()
+    try:
+        check_image(client, image)
+    finally:
+        client.close()
+
+
+def check_image(client: docker.APIClient, image: str) -> None:
+    try:
+        config = client.inspect_image(image).get("Config") or {}
+    except ImageNotFound as problem:
+        raise SandboxUnavailable(f"the Docker engine has no image {image!r}: run `make setup`") from problem
+    except TROUBLE as problem:
+        raise SandboxUnavailable(f"the Docker engine did not answer about {image!r}: {_root_cause(problem)}") from problem
+    if config.get("Volumes"):
+        raise SandboxUnavailable(
+            f"the image {image!r} declares volumes {sorted(config['Volumes'])}: attempts could leave things for one another there"
+        )
+
+
+def create(client: docker.APIClient, image: str, run: str, limits: Limits, lifetime_s: float) -> tuple[str, socket.socket]:
+    """Start one hardened container, which waits for `SUPERVISOR`. Returns its name and a socket to its stdin and stdout."""
+    name = f"touchstone-{run}-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        host = client.create_host_config(**_isolation(limits))
+        client.create_container(
+            image,
+            entrypoint=["python3", "-I", "-S", "-c", BOOT.format(size=len(SUPERVISOR))],
+            command=[],
+            name=name,
+            hostname="sandbox",
+            user="0:0",
+            working_dir="/",
+            stdin_open=True,  # and once: when this process dies, the supervisor's stdin ends
+            labels={
+                "touchstone.run": run,
+                "touchstone.owner": owner(),
+                "touchstone.deadline": str(int(time.time() + lifetime_s)),
+            },
+            healthcheck={"test": ["NONE"]},
+            host_config=host,
+        )
+        raw = client.attach_socket(name, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+        sock = socket.socket(fileno=os.dup(raw.fileno()))
+        raw.close()
+        client.start(name)
+    except TROUBLE as problem:
+        remove(client, name)
+        raise SandboxUnavailable(f"a container of {image!r} did not start: {_root_cause(problem)}") from problem
+    sock.setblocking(False)
+    return name, sock
+
+
+def _isolation(limits: Limits) -> dict[str, Any]:
+    folder = f"rw,exec,nosuid,nodev,nr_inodes={limits.inodes}"  # noexec would only break builds: /work is executable
+    return {
+        "network_mode": "none",
+        "read_only": True,
+        "tmpfs": {
+            "/work": f"{folder},size={limits.work_mb}m,mode=0700",
+            "/tmp": f"{folder},size={limits.tmp_mb}m,mode=1777",
+        },
+        "ipc_mode": "private",
+        "shm_size": limits.shm_mb * 2**20,
+        "sysctls": SYSCTLS,
+        "cap_drop": ["ALL"],
+        "cap_add": CAPABILITIES + (["SYS_RESOURCE"] if _has_sys_resource() else []),
+        "security_opt": ["no-new-privileges"],
+        "mem_limit": limits.memory_mb * 2**20,
+        "memswap_limit": limits.memory_mb * 2**20,
+        "pids_limit": limits.pids + 1,
+        "nano_cpus": int(limits.cpus * 1e9),
+        "log_config": {"type": "none"},
+        "auto_remove": True,
+    }
+
+
+def _has_sys_resource() -> bool:
+    """Whether this machine lets anyone have it; asking an engine for what it lacks would fail every start."""
+    status = Path("/proc/self/status").read_text()
+    return bool(int(status.split("CapBnd:")[1].split()[0], 16) >> SYS_RESOURCE_BIT & 1)
+
+
+def remove(client: docker.APIClient, name: str) -> None:
+    """Remove a container, running or not; one that is gone or going already is no error."""
+    try:
+        client.remove_container(name, force=True, v=True)
+    except NotFound:
+        return
+    except APIError as problem:
+        if problem.status_code != 409:  # its own removal is in progress
+            raise SandboxUnavailable(f"container {name} was not removed: {problem.explanation}") from problem
+    except TROUBLE as problem:
+        raise SandboxUnavailable(f"container {name} was not removed: {_root_cause(problem)}") from problem
+
+
+def names(client: docker.APIClient, run: str, pid: int) -> list[str]:
+    """Containers that one process made for a run and that exist now."""
+    found = [container["Names"][0].lstrip("/") for container in _containers(client, f"touchstone.run={run}")]
+    return [name for name in found if name.startswith(f"touchstone-{run}-{pid}-")]
+
+
+def count(run: str, client: docker.APIClient | None = None) -> int:
+    """Containers of a run that exist now, in any state."""
+    return len(_containers(client or connect(), f"touchstone.run={run}"))
+
+
+def reap(client: docker.APIClient | None = None) -> list[str]:
+    """Remove the containers of every run whose owner is dead or whose deadline has passed. Returns their names."""
+    client = client or connect()
+    removed = []
+    for container in _containers(client, "touchstone.owner"):
+        labels = container["Labels"]
+        if float(labels.get("touchstone.deadline", 0)) < time.time() or not _may_live(labels["touchstone.owner"]):
+            remove(client, container["Id"])
+            removed.append(container["Names"][0].lstrip("/"))
+    return removed
+
+
+def _containers(client: docker.APIClient, label: str) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = client.containers(all=True, filters={"label": label})
+    except TROUBLE as problem:
+        raise SandboxUnavailable(f"the Docker engine did not list its containers: {_root_cause(problem)}") from problem
+    return found
+
+
+def owner(pid: int | None = None) -> str:
+    """A process as a label: this boot, this pid namespace, the pid and the clock tick at which it started."""
+    pid = pid or os.getpid()
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    started = stat[stat.rindex(")") + 2 :].split()[19]
+    return f"{_machine()}/{pid}/{started}"
+
+
+def _machine() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + "/" + os.readlink("/proc/self/ns/pid")
+
+
+def _may_live(label: str) -> bool:
+    """False where the owner is a process of this machine that is gone. Other machines' owners get until their deadline."""
+    machine, pid, _ = label.rsplit("/", 2)
+    if machine != _machine():
+        return True
+    try:
+        return owner(int(pid)) == label
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _root_cause(problem: BaseException) -> str:
+    """The innermost reason, in one line: what a person can act on."""
+    if isinstance(problem, APIError) and problem.explanation:
+        return str(problem.explanation).strip().splitlines()[0]
+    while (inner := problem.__cause__ or problem.__context__) is not None:
+        problem = inner
+    if isinstance(problem, OSError) and problem.strerror:
+        return problem.strerror
+    return (str(problem) or type(problem).__name__).strip().splitlines()[0]

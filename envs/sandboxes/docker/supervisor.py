@@ -1,0 +1,402 @@
+"""Process 1 of a sandbox container: takes requests on its stdin, answers on its stdout, runs untrusted code as a user.
+
+Standard library only, Python 3.9 or newer. The pool sends this file over stdin, so an image needs nothing but python3.
+
+A frame, both ways: token (16 bytes), length of the JSON, length of the body (two big-endian 32-bit), JSON, body.
+The first request is `hello`, and its token is the one of every later frame. Untrusted code has its own pipes and its own
+user, so it reaches neither this process nor its streams. One request runs at a time; a request that arrives while a
+command runs aborts that command. When stdin ends (the owner died) or the lifetime is over, this process exits, and the
+kernel takes everything else in the container with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import stat
+import struct
+import sys
+import time
+from typing import Any, Callable, Optional
+
+HEADER = struct.Struct("!16sII")
+CHUNK = 65536
+WORK = "/work"
+WIPED = (WORK, "/tmp", "/dev/shm", "/dev/mqueue")
+SHELL = next((path for path in ("/bin/bash", "/usr/bin/bash") if os.access(path, os.X_OK)), "/bin/sh")
+OOM_COUNTERS = {"cgroup v2": "/sys/fs/cgroup/memory.events", "cgroup v1": "/sys/fs/cgroup/memory/memory.oom_control"}
+BASE_ENV = {
+    "PATH": os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin"),
+    "HOME": WORK,
+    "USER": "sandbox",
+    "LOGNAME": "sandbox",
+    "LANG": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",
+}
+
+wake_read, wake_write = os.pipe()
+
+
+# Frames
+
+
+def receive(size: int) -> bytearray:
+    """Exactly `size` bytes of stdin. Exits where stdin ends: the owner is gone."""
+    data = bytearray()
+    while len(data) < size:
+        chunk = os.read(0, min(size - len(data), 1 << 20))
+        if not chunk:
+            os._exit(0)
+        data += chunk
+    return data
+
+
+def receive_frame() -> tuple[bytes, dict[str, Any], bytes]:
+    token, json_size, body_size = HEADER.unpack(receive(HEADER.size))
+    return token, json.loads(receive(json_size)), bytes(receive(body_size))
+
+
+def send_frame(token: bytes, reply: dict[str, Any], body: bytes = b"") -> None:
+    text = json.dumps(reply).encode()
+    data = memoryview(HEADER.pack(token, len(text), len(body)) + text + body)
+    while data:
+        data = data[os.write(1, data) :]
+
+
+# Processes of the lease
+
+
+class Kept:
+    """The first and the last half of a stream's `limit` bytes, and how many bytes came in all."""
+
+    def __init__(self, limit: int) -> None:
+        self.first = limit - limit // 2
+        self.last = limit // 2
+        self.head = bytearray()
+        self.tail = bytearray()
+        self.total = 0
+
+    def feed(self, data: bytes) -> None:
+        self.total += len(data)
+        room = self.first - len(self.head)
+        if room > 0:
+            self.head += data[:room]
+            data = data[room:]
+        self.tail += data
+        if len(self.tail) > self.last + CHUNK:
+            del self.tail[: len(self.tail) - self.last]
+
+    def bytes(self) -> bytes:
+        return bytes(self.head + self.tail[max(0, len(self.tail) - self.last) :])
+
+
+def kill_all(wanted: int = 0) -> Optional[int]:
+    """Kill every other process of the container and reap it. Returns the wait status of `wanted` where it was among them.
+
+    `kill(-1)` is atomic against forks, and orphans become children of process 1, so ECHILD means that none is left.
+    """
+    if os.getpid() != 1:
+        sys.exit(f"supervisor: got pid {os.getpid()}, expected to be process 1 of a container")
+    try:
+        os.kill(-1, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # nobody was there
+    found = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            return found
+        if pid == wanted:
+            found = status
+
+
+def reap(wanted: int) -> Optional[int]:
+    """Collect children that have exited by now. Returns the wait status of `wanted` once it has."""
+    for _ in range(1000):  # a fork bomb may add to them as fast as they are collected
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == wanted:
+            return status
+        if pid == 0:
+            break
+    return None
+
+
+def become(uid: int, streams: tuple[int, int, int], cpu_s: int) -> None:
+    """In a fresh child: a session of its own, its own streams, the limits, and for good the user `uid`."""
+    os.setsid()
+    for target, fd in enumerate(streams):
+        os.dup2(fd, target)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)  # with SYS_RESOURCE: the child cannot lower it again
+    os.write(fd, b"1000")
+    os.close(fd)
+    os.nice(10)  # among the container's own processes only; process 1 stays responsive under a fork bomb
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
+    os.umask(0o022)
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+class Run:
+    """One child under the lease's user, from fork until nobody of it is left."""
+
+    def __init__(self, child: Callable[[], None], *, uid: int, timeout_s: float, stdin: bytes, limit: int) -> None:
+        self.out = Kept(limit)
+        self.err = Kept(limit)
+        self.timed_out = False
+        self.aborted = False
+        self._stdin = memoryview(stdin)
+        started = time.monotonic()
+        ooms = oom_kills()
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        in_read, self._feed = os.pipe() if stdin else (os.open("/dev/null", os.O_RDONLY), -1)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                become(uid, (in_read, out_write, err_write), int(timeout_s * (os.cpu_count() or 1)) + 10)
+                child()
+            except BaseException as problem:
+                os.write(2, f"sandbox: {problem}\n".encode("utf-8", "replace"))
+                os._exit(127 if isinstance(problem, FileNotFoundError) else 126)
+            os._exit(0)
+        for fd in (out_write, err_write, in_read):
+            os.close(fd)
+        self._kept = {out_read: self.out, err_read: self.err}
+        ended = self._attend(pid, started + timeout_s)
+        killed = kill_all(pid)
+        self._drain()
+        status = ended if ended is not None else killed
+        assert status is not None, f"process {pid} was never reaped"
+        self.exit_code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        self.oom = self.exit_code == 137 and not self.timed_out if ooms is None else oom_kills() != ooms
+        self.duration_s = time.monotonic() - started
+
+    def _attend(self, pid: int, deadline: float) -> Optional[int]:
+        """Feed and drain the pipes until the child exits (its status), its time is over or another request arrives."""
+        poller = select.poll()
+        for fd in (0, wake_read, *self._kept):
+            poller.register(fd, select.POLLIN)
+        if self._feed >= 0:
+            os.set_blocking(self._feed, False)
+            poller.register(self._feed, select.POLLOUT)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self.timed_out = True
+                return None
+            for fd, _ in poller.poll(left * 1000 + 1):
+                if fd in self._kept:
+                    data = os.read(fd, CHUNK)
+                    self._kept[fd].feed(data)
+                    if not data:
+                        poller.unregister(fd)
+                elif fd == self._feed:
+                    if not self._feed_some():
+                        poller.unregister(fd)
+                        os.close(fd)
+                        self._feed = -1
+                elif fd == 0:
+                    self.aborted = True
+                else:
+                    os.read(wake_read, CHUNK)
+            status = reap(pid)
+            if status is not None or self.aborted:
+                return status
+
+    def _feed_some(self) -> bool:
+        """Write what the stdin pipe takes now. False when done, or when nobody reads it any more."""
+        try:
+            self._stdin = self._stdin[os.write(self._feed, self._stdin[:CHUNK]) :]
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            return False
+        return len(self._stdin) > 0
+
+    def _drain(self) -> None:
+        """Take what the dead left in the pipes, then close them."""
+        if self._feed >= 0:
+            os.close(self._feed)
+        for fd, kept in self._kept.items():
+            os.set_blocking(fd, False)
+            try:
+                while data := os.read(fd, CHUNK):
+                    kept.feed(data)
+            except BlockingIOError:
+                pass  # a write end travels in a socket that is being torn down: nobody will write to it
+            os.close(fd)
+
+
+def oom_kills() -> Optional[int]:
+    """Memory kills in this container so far, None where no counter can be seen."""
+    for path in OOM_COUNTERS.values():
+        if os.path.exists(path):
+            with open(path, encoding="ascii") as file:
+                for line in file:
+                    if line.startswith("oom_kill "):
+                        return int(line.split()[1])
+    return None
+
+
+# Requests
+
+
+def do_exec(uid: int, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+    argv = [SHELL, "-c", request["argv"]] if isinstance(request["argv"], str) else request["argv"]
+
+    def child() -> None:
+        words = [word.encode("utf-8", "surrogateescape") for word in argv]
+        os.chdir(os.path.join(WORK, request["cwd"]))
+        os.execvpe(words[0], words, {**BASE_ENV, **request["env"]})
+
+    run = Run(child, uid=uid, timeout_s=request["timeout_s"], stdin=body, limit=request["max_output"])
+    out, err = run.out.bytes(), run.err.bytes()
+    reply = {
+        "exit_code": run.exit_code,
+        "stdout": len(out),
+        "stdout_cut": run.out.total - len(out),
+        "stderr_cut": run.err.total - len(err),
+        "timed_out": run.timed_out,
+        "oom": run.oom,
+        "duration_s": run.duration_s,
+    }
+    return reply, out + err
+
+
+def as_user(uid: int, work: Callable[[], None], limit: int) -> tuple[dict[str, Any], bytes]:
+    """Run `work` in a child under the lease's user. Its OSError travels back as a number, its stdout as the body."""
+
+    def child() -> None:
+        try:
+            os.chdir(WORK)
+            work()
+        except OSError as problem:
+            os.write(2, str(problem.errno).encode())
+            os._exit(1)
+        except ValueError:  # a NUL or a lone surrogate in the path
+            os.write(2, str(errno.EINVAL).encode())
+            os._exit(1)
+
+    run = Run(child, uid=uid, timeout_s=10.0, stdin=b"", limit=max(limit, 64))
+    if run.out.total > limit:
+        return {"errno": errno.EFBIG}, b""
+    if run.exit_code == 0:
+        return {}, run.out.bytes()
+    return {"errno": int(run.err.bytes()) if run.exit_code == 1 else errno.EIO}, b""
+
+
+def open_regular(path: str, flags: int) -> int:
+    """A descriptor of the regular file at `path`; neither a link as last part nor a FIFO or device is opened."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.EISDIR if stat.S_ISDIR(os.fstat(fd).st_mode) else errno.EINVAL, "not a regular file")
+    return fd
+
+
+def do_write(uid: int, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+    def work() -> None:
+        path = request["path"]
+        os.makedirs(os.path.dirname(os.path.join(WORK, path)), exist_ok=True)
+        fd = open_regular(path, os.O_WRONLY | os.O_CREAT)
+        os.ftruncate(fd, 0)
+        data = memoryview(body)
+        while data:
+            data = data[os.write(fd, data) :]
+
+    return as_user(uid, work, limit=0)
+
+
+def do_read(uid: int, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+    limit = request["limit"]
+
+    def work() -> None:
+        fd = open_regular(request["path"], os.O_RDONLY)
+        if os.fstat(fd).st_size > limit:
+            raise OSError(errno.EFBIG, "longer than the limit")
+        while data := os.read(fd, CHUNK):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(1, view) :]
+
+    return as_user(uid, work, limit=limit)
+
+
+def wipe(top: str) -> None:
+    """Remove everything below `top`. Raises OSError where something cannot be removed."""
+
+    def fail(problem: OSError) -> None:
+        raise problem
+
+    for folder, folders, files in os.walk(top, topdown=False, onerror=fail):
+        for name in files:
+            os.unlink(os.path.join(folder, name))
+        for name in folders:
+            path = os.path.join(folder, name)
+            if os.path.islink(path):
+                os.unlink(path)
+            else:
+                os.rmdir(path)
+
+
+def do_reset(_uid: int, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+    """End a lease and begin the next as user `uid`. `unclean` says in one line what could not be removed."""
+    kill_all()
+    try:
+        for top in WIPED:
+            if os.path.isdir(top):
+                wipe(top)
+                if os.listxattr(top):
+                    return {"unclean": f"{top} kept attributes {os.listxattr(top)}"}, b""
+        for kind in ("shm", "msg", "sem"):
+            with open(f"/proc/sysvipc/{kind}", encoding="ascii") as file:
+                if len(file.readlines()) > 1:
+                    return {"unclean": f"System V {kind} objects are left"}, b""
+        os.chown(WORK, request["uid"], request["uid"])
+        os.chmod(WORK, 0o700)
+    except (OSError, RecursionError) as problem:
+        return {"unclean": str(problem)[:300]}, b""
+    return {}, b""
+
+
+def main() -> None:
+    if os.getpid() != 1:
+        sys.exit(f"supervisor: got pid {os.getpid()}, expected to be process 1 of a container")
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    token, hello, _ = receive_frame()
+    deadline = time.monotonic() + hello["lifetime_s"]
+    oom_source = next((name for name, path in OOM_COUNTERS.items() if os.path.exists(path)), "exit code 137")
+    reply, _ = do_reset(0, hello, b"")
+    uid = hello["uid"]
+    send_frame(token, {"id": hello["id"], "python": sys.version.split()[0], "oom": oom_source, **reply})
+    requests = {"exec": do_exec, "write": do_write, "read": do_read, "reset": do_reset}
+    poller = select.poll()
+    poller.register(0, select.POLLIN)
+    while True:
+        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            os._exit(0)
+        token_now, request, body = receive_frame()
+        if token_now != token:
+            sys.exit("supervisor: a frame without this container's token")
+        reply, answer = requests[request["op"]](uid, request, body)
+        if request["op"] == "reset":
+            uid = request["uid"]
+        send_frame(token, {"id": request["id"], **reply}, answer)
+
+
+if __name__ == "__main__":
+    main()

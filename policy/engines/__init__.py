@@ -1,0 +1,87 @@
+"""The contract of inference engines. Every other file here is one engine, named by its file, exporting `start`.
+
+    engine = await load("vllm").start(path, max_model_len=512, dtype="float32")
+    completion = await engine.generate(prompt_ids, Sampling(max_tokens=64, stop_ids=(5,)))
+    await engine.swap(blob, version=3, canary=canary)     # requests in flight go on under the new weights
+
+Errors:
+
+    EngineError
+    ├── EngineLost       the engine died; its requests are lost
+    └── SwapFailed       after a swap the engine does not serve the weights that it was given
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Protocol
+
+
+class EngineError(Exception):
+    pass
+
+
+class EngineLost(EngineError):
+    pass
+
+
+class SwapFailed(EngineError):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    max_tokens: int
+    stop_ids: tuple[int, ...]
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """Sampled tokens with, for each, its log-probability (natural log) and the policy version that sampled it."""
+
+    ids: list[int]
+    logprobs: list[float]
+    versions: list[int]
+    stopped: bool
+    """False where `max_tokens` cut the turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A fixed sequence and what the learner's weights say of it: `logprobs[i]` is of `ids[i + 1]`."""
+
+    ids: Sequence[int]
+    logprobs: Sequence[float]
+    tolerance: float = 1e-3
+
+
+class Engine(Protocol):
+    version: int
+
+    async def generate(self, ids: Sequence[int], sampling: Sampling) -> Completion:
+        """Sample one turn. Raises EngineLost."""
+        ...
+
+    async def swap(self, blob: bytes, version: int, canary: Canary | None) -> float:
+        """Serve new weights (policy/weights.py) from the next token on. Returns the pause in seconds. Raises SwapFailed."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def available() -> list[str]:
+    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> ModuleType:
+    """One engine's module. Raises ValueError (got, available) where there is none."""
+    if name not in available():
+        raise ValueError(f"there is no engine {name!r}; available: {', '.join(available())}")
+    return importlib.import_module(f"policy.engines.{name}")
