@@ -169,6 +169,10 @@ class World(Protocol):
         """A scripted expert's whole conversation, right or (where `err`) wrong in a way a policy could be."""
         ...
 
+    async def close(self) -> None:
+        """Give up what the world holds beyond single attempts. May be called more than once."""
+        ...
+
 
 def heldout(key: str, share: float = 0.2) -> bool:
     """True where a key belongs to the held-out split: decided by the key alone, so that the splits cannot overlap."""

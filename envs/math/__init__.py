@@ -48,6 +48,9 @@ class World:
     def demonstrate(self, task: Task, rng: random.Random, *, err: bool) -> list[Message]:
         return problems.demonstrate(task, rng, err=err, python_tool=self.python_tool)
 
+    async def close(self) -> None:
+        await self.judge.close()
+
 
 class MathEnv:
     def __init__(self, task: Task, sandboxes: SandboxPool, judge: Judge, python_tool: bool) -> None:

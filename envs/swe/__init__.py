@@ -62,6 +62,9 @@ class World:
     def demonstrate(self, task: Task, rng: random.Random, *, err: bool) -> list[Message]:
         return problems.demonstrate(task, rng, err=err)
 
+    async def close(self) -> None:
+        return None
+
 
 class SweEnv:
     def __init__(self, task: Task, sandboxes: SandboxPool) -> None:

@@ -7,23 +7,24 @@
     await sandbox.close()                                # kills, wipes, next user: about 1 ms; then the next attempt's
     await pool.close()
 
-A container runs `supervisor.py` as its process 1 and is spoken to over one attached socket (`wire.py`). It ends by itself
-when this process dies; `reap` removes what could not. Calls to the engine are in `engine.py`.
+A container runs `supervisor.py` as its process 1 and is spoken to over one attached socket (`wire.py`). It ends by
+itself when this process dies; `reap` removes what could not. Calls to the engine are in `engine.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, TypeVar
+from typing import Any, TypeVar
 
 from envs.sandboxes import ExecResult, SandboxError, SandboxLost, SandboxUnavailable
 from envs.sandboxes.docker import engine
@@ -33,6 +34,7 @@ from envs.sandboxes.docker.wire import MAX_BODY, Wire
 __all__ = ["DockerPool", "DockerSandbox", "Limits", "count", "preflight", "reap"]
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 GRACE_S = 15.0
 """How much later than asked the supervisor may answer before its container counts as lost."""
 START_S = 60.0
@@ -53,6 +55,7 @@ class DockerSandbox:
         self._pool = pool
         self._container: _Container | None = container
         self._returning: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
 
     async def exec(
         self,
@@ -64,9 +67,9 @@ class DockerSandbox:
         env: Mapping[str, str] | None = None,
         max_output: int = 64 * 1024,
     ) -> ExecResult:
-        if not argv or not 0 < timeout_s or not 0 <= max_output <= MAX_BODY or len(stdin) > MAX_BODY:
+        if not argv or timeout_s <= 0 or not 0 <= max_output <= MAX_BODY or len(stdin) > MAX_BODY:
             raise ValueError(
-                f"exec got argv={argv!r:.80}, timeout_s={timeout_s}, max_output={max_output}, {len(stdin)} bytes of stdin; "
+                f"exec got argv={argv!r:.80}, timeout_s={timeout_s}, max_output={max_output}, {len(stdin)} B of stdin; "
                 f"expected a command, a positive time, and at most {MAX_BODY} bytes each"
             )
         reply, body = await self._call(
@@ -102,16 +105,19 @@ class DockerSandbox:
         return body
 
     async def _call(self, op: str, body: bytes = b"", *, wait_s: float, **request: Any) -> tuple[dict[str, Any], bytes]:
-        if self._container is None:
-            raise SandboxLost(f"{op!r} in a sandbox that was closed or lost before")
-        container = self._container
-        try:
-            return await container.wire.call(op, body, wait_s=wait_s + GRACE_S, **request)
-        except SandboxLost:
-            if self._container is container:  # and not closed meanwhile
-                self._container = None
-                self._returning = self._pool._give_back(container, lost=True)
-            raise
+        async with self._turn:
+            if self._container is None:
+                raise SandboxLost(f"{op!r} in a sandbox that was closed or lost before")
+            try:
+                reply, answer = await self._container.wire.call(op, body, wait_s=wait_s + GRACE_S, **request)
+            except SandboxLost:
+                if self._container is not None:  # not closed meanwhile
+                    self._returning = self._pool._give_back(self._container, lost=True)
+                    self._container = None
+                raise
+        if reply.get("aborted"):
+            raise SandboxLost(f"the sandbox was closed during {op!r}")
+        return reply, answer
 
     async def close(self) -> None:
         if self._container is not None:
@@ -163,43 +169,50 @@ class DockerPool:
         self._next_uid = 1_000_000 * (1 + secrets.randbelow(1000))
 
     async def start(self, warm: int = 0) -> None:
-        """Connect and check the image; make `warm` containers ahead. Raises SandboxUnavailable. `acquire` does it too."""
-        if self._closing is not None:
-            raise SandboxUnavailable(f"the pool of run {self.run!r} is closed")
-        async with self._connecting:
-            if self._client is None:
-                client = await self._in_thread(engine.connect)
-                await self._in_thread(engine.check_image, client, self.image)
-                self._client = client
+        """Connect, check the image, make `warm` containers ahead. Raises SandboxUnavailable. `acquire` needs none."""
+        await self._connect()
         ahead = await asyncio.gather(*(self.acquire() for _ in range(min(warm, self.size))), return_exceptions=True)
         await asyncio.gather(*(sandbox.close() for sandbox in ahead if isinstance(sandbox, DockerSandbox)))
         for problem in ahead:
             if isinstance(problem, BaseException):
                 raise problem
 
+    async def _connect(self) -> None:
+        self._refuse_if_closed()
+        async with self._connecting:
+            if self._client is None:
+                client = await self._in_thread(engine.connect)
+                await self._in_thread(engine.check_image, client, self.image)
+                self._client = client
+
+    def _refuse_if_closed(self) -> None:
+        if self._closing is not None:
+            raise SandboxUnavailable(f"the pool of run {self.run!r} is closed")
+
     async def acquire(self) -> DockerSandbox:
-        await self.start()
+        if self._client is None or self._closing is not None:
+            await self._connect()
         self.stats["waiting"] += 1
         try:
             await self._permits.acquire()
         finally:
             self.stats["waiting"] -= 1
-        if self._closing is not None:
-            self._permits.release()
-            raise SandboxUnavailable(f"the pool of run {self.run!r} is closed")
-        while self._idle:
-            container = self._idle.pop()
-            if container.wire.alive and container.expires - time.monotonic() > self.lifetime_s / 2:
-                break
-            self.stats["lost"] += not container.wire.alive
-            self._spawn(self._remove(container))
-        else:
-            container = await self._make()
+        container = self._pick() or await self._make()
         self.stats["handed_out"] += 1
         return DockerSandbox(self, container)
 
+    def _pick(self) -> _Container | None:
+        """An idle container with enough life left, the last used first; others are discarded."""
+        while self._idle:
+            container = self._idle.pop()
+            if container.wire.alive and container.expires - time.monotonic() > self.lifetime_s / 2:
+                return container
+            self.stats["lost"] += not container.wire.alive
+            self._spawn(self._discard(container))
+        return None
+
     async def _make(self) -> _Container:
-        """A new container for the permit held. Where the caller is cancelled, it is finished and kept for the next one."""
+        """A new container for the permit held. Where the caller is cancelled, it is finished and kept for the next."""
         making = self._spawn(self._create())
         try:
             return await asyncio.shield(making)
@@ -216,8 +229,10 @@ class DockerPool:
         self._permits.release()
 
     async def _create(self) -> _Container:
+        self._refuse_if_closed()
         expires = time.monotonic() + self.lifetime_s
-        name, sock = await self._in_thread(engine.create, self._client, self.image, self.run, self.limits, self.lifetime_s)
+        asked = (self._client, self.image, self.run, self.limits, self.lifetime_s)
+        name, sock = await self._in_thread(engine.create, *asked)
         wire = await Wire.open(name, sock, engine.SUPERVISOR)
         container = _Container(name=name, wire=wire, expires=expires)
         self._made[name] = container
@@ -226,11 +241,9 @@ class DockerPool:
             if problem := hello.get("unclean"):
                 raise SandboxUnavailable(f"a new container of {self.image!r} is not fit for attempts: {problem}")
         except SandboxError as problem:
-            await self._remove(container)
+            await self._discard(container)
             raise SandboxUnavailable(f"a container of {self.image!r} did not start: {problem}") from problem
-        if self._closing is not None:
-            await self._remove(container)
-            raise SandboxUnavailable(f"the pool of run {self.run!r} is closed")
+        self._refuse_if_closed()  # what was just made is in `_made`, where `_close` finds it
         self.stats["created"] += 1
         return container
 
@@ -249,16 +262,23 @@ class DockerPool:
             self.stats["lost"] += lost
             self.stats["unclean"] += "unclean" in reply
             if lost or "unclean" in reply or self._closing is not None:
-                self._spawn(self._remove(container))
+                self._spawn(self._discard(container))
             else:
                 self._idle.append(container)
         finally:
             self._permits.release()
 
+    async def _discard(self, container: _Container) -> None:
+        try:
+            await self._remove(container)
+        except SandboxUnavailable as problem:
+            log.warning("%s; closing the pool tries again, `reap` later", problem)
+
     async def _remove(self, container: _Container) -> None:
-        container.wire.close()  # its supervisor ends with its stdin, and the engine removes it; asking makes it sure
-        await self._in_thread(engine.remove, self._client, container.name)
-        self._made.pop(container.name, None)
+        if container.name in self._made:
+            container.wire.close()  # ends its supervisor, and the engine removes it; asking for it makes it sure
+            await self._in_thread(engine.remove, self._client, container.name)
+            self._made.pop(container.name, None)
 
     async def close(self) -> None:
         if self._closing is None:
@@ -267,25 +287,21 @@ class DockerPool:
 
     async def _close(self) -> None:
         for _ in range(self.stats["waiting"]):
-            self._permits.release()
+            self._permits.release()  # to be refused
         while pending := [task for task in self._tasks if not task.done()]:  # creations and hand-overs under way
             await asyncio.wait(pending)
-        removals = [self._remove(container) for container in self._made.values()]
-        problems = [p for p in await asyncio.gather(*removals, return_exceptions=True) if isinstance(p, BaseException)]
-        if self._client is not None:
-            deadline = time.monotonic() + START_S
-            while await self._in_thread(engine.names, self._client, self.run, os.getpid()) and time.monotonic() < deadline:
-                await asyncio.sleep(0.05)
-            self._client.close()
-        self._threads.shutdown(wait=False)
-        if problems:
-            raise problems[0]
+        try:
+            await asyncio.gather(*(self._remove(container) for container in self._made.values()))
+        finally:
+            self._threads.shutdown(wait=False)
+            if self._client is not None:
+                self._client.close()
 
     def _uid(self) -> int:
         self._next_uid += 1
         return self._next_uid
 
-    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,4 +1,4 @@
-"""Every call to the Docker engine: connect, check, create, remove, count, reap. Blocking; the pool calls it from threads.
+"""Every call to the Docker engine: connect, check, create, remove, count, reap. All of it blocks.
 
 Labels carry what a stranger needs to clean up: `touchstone.run`, `touchstone.owner` (which process made it, told apart
 from a later one with the same pid) and `touchstone.deadline` (unix time after which nobody needs it).
@@ -15,22 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import docker
-import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from envs.sandboxes import SandboxUnavailable
 
 API_TIMEOUT_S = 60
 SUPERVISOR = Path(__file__).with_name("supervisor.py").read_bytes()
-BOOT = "import os;s=b''\nwhile len(s)<{size}:s+=os.read(0,{size}-len(s))\nexec(compile(s,'supervisor.py','exec'))"
+BOOT = (
+    "import os\ns=b''\nwhile len(s)<{size}:s+=os.read(0,{size}-len(s)) or os._exit(0)\n"
+    "exec(compile(s,'supervisor.py','exec'))"
+)
 """Reads the supervisor from stdin and not a byte more, so the image needs only python3 and no shared folder."""
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"]
-"""Of the supervisor only: to wipe, to kill, to become the lease's user. With SYS_RESOURCE, where the machine has it, that
-user cannot undo being the first victim when memory runs out."""
+"""Of the supervisor only: to wipe, to kill, to become the lease's user. With SYS_RESOURCE, where the machine has it,
+that user cannot undo being the first victim when memory runs out."""
 SYS_RESOURCE_BIT = 24
+CONFLICT = 409
 SYSCTLS = {"kernel.shmmni": "0", "kernel.msgmni": "0", "kernel.sem": "250 32000 32 0", "fs.mqueue.queues_max": "0"}
 """No System V or POSIX message objects: they would outlive the processes of an attempt."""
-TROUBLE = (DockerException, requests.RequestException, OSError)
+TROUBLE = (DockerException, OSError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,8 @@ def connect() -> docker.APIClient:
         client = docker.APIClient(base_url=host, version="auto", timeout=API_TIMEOUT_S, num_pools=4)
     except TROUBLE as problem:
         raise SandboxUnavailable(
-            f"no Docker engine answers at {host} ({_root_cause(problem)}): run `make setup`, or set DOCKER_HOST to one that runs"
+            f"no Docker engine answers at {host} ({_root_cause(problem)}): "
+            "run `make setup`, or set DOCKER_HOST to one that runs"
         ) from problem
     if not client.base_url.startswith(("http+docker://localhost", "http://")):
         raise SandboxUnavailable(f"DOCKER_HOST is {host}: expected unix:// or tcp:// without TLS")
@@ -70,7 +74,7 @@ def connect() -> docker.APIClient:
 
 
 def preflight(image: str) -> None:
-    """Check that an engine answers and has the image. Raises SandboxUnavailable in one sentence that says what to type."""
+    """Check that an engine answers and has the image. Raises SandboxUnavailable: one sentence, with what to type."""
     client = connect()
     try:
         check_image(client, image)
@@ -79,20 +83,26 @@ def preflight(image: str) -> None:
 
 
 def check_image(client: docker.APIClient, image: str) -> None:
+    """Raises SandboxUnavailable where the engine lacks the image, or attempts could leave things in it."""
     try:
         config = client.inspect_image(image).get("Config") or {}
     except ImageNotFound as problem:
         raise SandboxUnavailable(f"the Docker engine has no image {image!r}: run `make setup`") from problem
     except TROUBLE as problem:
-        raise SandboxUnavailable(f"the Docker engine did not answer about {image!r}: {_root_cause(problem)}") from problem
+        raise SandboxUnavailable(
+            f"the Docker engine did not answer about {image!r}: {_root_cause(problem)}"
+        ) from problem
     if config.get("Volumes"):
         raise SandboxUnavailable(
-            f"the image {image!r} declares volumes {sorted(config['Volumes'])}: attempts could leave things for one another there"
+            f"the image {image!r} declares volumes {sorted(config['Volumes'])}, where attempts could leave things for "
+            "one another: expected an image without any"
         )
 
 
-def create(client: docker.APIClient, image: str, run: str, limits: Limits, lifetime_s: float) -> tuple[str, socket.socket]:
-    """Start one hardened container, which waits for `SUPERVISOR`. Returns its name and a socket to its stdin and stdout."""
+def create(
+    client: docker.APIClient, image: str, run: str, limits: Limits, lifetime_s: float
+) -> tuple[str, socket.socket]:
+    """Start one hardened container, which waits for `SUPERVISOR`. Returns its name and a socket to its streams."""
     name = f"touchstone-{run}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         host = client.create_host_config(**_isolation(limits))
@@ -115,7 +125,7 @@ def create(client: docker.APIClient, image: str, run: str, limits: Limits, lifet
         )
         raw = client.attach_socket(name, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
         sock = socket.socket(fileno=os.dup(raw.fileno()))
-        raw.close()
+        getattr(raw, "_response", raw).close()  # the whole response, or its parts complain when collected
         client.start(name)
     except TROUBLE as problem:
         remove(client, name)
@@ -155,27 +165,31 @@ def _has_sys_resource() -> bool:
 
 
 def remove(client: docker.APIClient, name: str) -> None:
-    """Remove a container, running or not; one that is gone or going already is no error."""
+    """Remove a container, running or not, and wait until it is gone; one that is gone or going already is no error."""
+    deadline = time.monotonic() + API_TIMEOUT_S
     try:
-        client.remove_container(name, force=True, v=True)
-    except NotFound:
-        return
-    except APIError as problem:
-        if problem.status_code != 409:  # its own removal is in progress
-            raise SandboxUnavailable(f"container {name} was not removed: {problem.explanation}") from problem
+        while time.monotonic() < deadline:
+            try:
+                client.remove_container(name, force=True, v=True)
+            except NotFound:
+                return
+            except APIError as problem:
+                if problem.status_code != CONFLICT:  # its own removal is in progress
+                    raise
+            time.sleep(0.02)
     except TROUBLE as problem:
         raise SandboxUnavailable(f"container {name} was not removed: {_root_cause(problem)}") from problem
+    raise SandboxUnavailable(f"container {name} was still there {API_TIMEOUT_S} s after its removal")
 
 
-def names(client: docker.APIClient, run: str, pid: int) -> list[str]:
-    """Containers that one process made for a run and that exist now."""
-    found = [container["Names"][0].lstrip("/") for container in _containers(client, f"touchstone.run={run}")]
-    return [name for name in found if name.startswith(f"touchstone-{run}-{pid}-")]
+def names(run: str, client: docker.APIClient | None = None) -> list[str]:
+    """Containers of a run that exist now, in any state."""
+    found = _containers(client or connect(), f"touchstone.run={run}")
+    return [container["Names"][0].lstrip("/") for container in found]
 
 
 def count(run: str, client: docker.APIClient | None = None) -> int:
-    """Containers of a run that exist now, in any state."""
-    return len(_containers(client or connect(), f"touchstone.run={run}"))
+    return len(names(run, client))
 
 
 def reap(client: docker.APIClient | None = None) -> list[str]:
@@ -207,11 +221,11 @@ def owner(pid: int | None = None) -> str:
 
 
 def _machine() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + "/" + os.readlink("/proc/self/ns/pid")
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
 
 
 def _may_live(label: str) -> bool:
-    """False where the owner is a process of this machine that is gone. Other machines' owners get until their deadline."""
+    """False where the owner is a process of this machine that is gone. Other machines' have until their deadline."""
     machine, pid, _ = label.rsplit("/", 2)
     if machine != _machine():
         return True

@@ -7,7 +7,7 @@ import json
 import secrets
 import socket
 import struct
-from typing import Any
+from typing import Any, cast
 
 from envs.sandboxes import SandboxLost
 
@@ -18,7 +18,7 @@ STDERR_KEPT = 2000
 
 
 class Frames:
-    """Takes the bytes of an attached socket, gives out the supervisor's frames. Holds no more than one of them unread."""
+    """Takes the bytes of an attached socket, gives out the supervisor's frames."""
 
     def __init__(self, token: bytes) -> None:
         self.stderr = b""
@@ -62,54 +62,67 @@ class Frames:
         return reply, body
 
 
-class Wire:
-    """Requests and replies, one at a time. A call that is cancelled aborts its command with the next request."""
+class Wire(asyncio.Protocol):
+    """Requests and replies over one attached socket. A request sent while a command runs aborts that command."""
 
-    def __init__(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, name: str, program: bytes) -> None:
         self.name = name
-        self._reader = reader
-        self._writer = writer
+        self.alive = True
+        self._program = program
         self._token = secrets.token_bytes(16)
         self._frames = Frames(self._token)
         self._last_id = 0
-        self._turn = asyncio.Lock()
+        self._awaited: dict[int, asyncio.Future[tuple[dict[str, Any], bytes]]] = {}
 
     @classmethod
     async def open(cls, name: str, sock: socket.socket, program: bytes) -> Wire:
         """Over a connected socket. `program` is sent ahead of the first frame."""
-        reader, writer = await asyncio.open_connection(sock=sock, limit=2**20)
-        writer.write(program)
-        return cls(name, reader, writer)
+        _, wire = await asyncio.get_running_loop().create_connection(lambda: cls(name, program), sock=sock)
+        return wire
 
-    @property
-    def alive(self) -> bool:
-        return not self._reader.at_eof() and not self._writer.is_closing()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(self._program)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for reply, body in self._frames.feed(data):
+                awaited = self._awaited.pop(reply["id"], None)
+                if awaited is not None and not awaited.done():
+                    awaited.set_result((reply, body))
+        except ValueError as problem:
+            self.connection_lost(problem)
+            self._transport.abort()
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        self.alive = False
+        said = self._frames.stderr.decode("utf-8", "replace").strip()
+        for awaited in self._awaited.values():
+            if not awaited.done():
+                awaited.set_exception(
+                    SandboxLost(
+                        f"{self.name} is gone: {problem or 'its stream ended'}" + (f"; it said: {said}" if said else "")
+                    )
+                )
+        self._awaited.clear()
 
     async def call(self, op: str, body: bytes = b"", *, wait_s: float, **request: Any) -> tuple[dict[str, Any], bytes]:
-        """One request and its reply. Raises SandboxLost where none comes in time."""
-        async with self._turn:
-            self._last_id += 1
-            text = json.dumps({"id": self._last_id, "op": op, **request}).encode()
-            try:
-                async with asyncio.timeout(wait_s):
-                    self._writer.write(FRAME_HEADER.pack(self._token, len(text), len(body)) + text + body)
-                    await self._writer.drain()
-                    return await self._reply(self._last_id)
-            except TimeoutError as problem:
-                raise SandboxLost(f"{self.name} did not answer {op!r} within {wait_s:.0f} s") from problem
-            except (OSError, ValueError) as problem:
-                raise SandboxLost(f"{self.name} broke off during {op!r}: {problem}{self._complaint()}") from problem
-
-    async def _reply(self, wanted: int) -> tuple[dict[str, Any], bytes]:
-        while data := await self._reader.read(2**20):
-            for reply, body in self._frames.feed(data):
-                if reply["id"] == wanted:  # else of a call that was cancelled
-                    return reply, body
-        raise ConnectionResetError("the container is gone")
-
-    def _complaint(self) -> str:
-        text = self._frames.stderr.decode("utf-8", "replace").strip()
-        return f"; it said: {text}" if text else ""
+        """One request and its reply. Raises SandboxLost where none comes within `wait_s`."""
+        if not self.alive:
+            raise SandboxLost(f"{self.name} is gone: its stream had ended before {op!r}")
+        self._last_id += 1
+        number = self._last_id
+        text = json.dumps({"id": number, "op": op, **request}).encode()
+        self._transport.write(FRAME_HEADER.pack(self._token, len(text), len(body)) + text + body)
+        awaited: asyncio.Future[tuple[dict[str, Any], bytes]] = asyncio.get_running_loop().create_future()
+        self._awaited[number] = awaited
+        try:
+            async with asyncio.timeout(wait_s):
+                return await awaited
+        except TimeoutError as problem:
+            raise SandboxLost(f"{self.name} did not answer {op!r} within {wait_s:.1f} s") from problem
+        finally:
+            self._awaited.pop(number, None)
 
     def close(self) -> None:
-        self._writer.close()
+        self._transport.close()

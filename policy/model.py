@@ -1,0 +1,161 @@
+"""A causal language model as a scorer of packed tokens. Any Hugging Face folder; the same code on CPU and GPU.
+
+`B` rows, `T` tokens of a row, `N` tokens that are scored, `C` of them at a time, `D` hidden size, `H` heads,
+`V` vocabulary. A document is one trajectory within a row; its positions start at 0.
+
+Attention, by name:
+- `documents` (ours, the default): each document attends within itself, the work grows with the sum of their squared
+  lengths. On CPU about twice as fast as `sdpa` at rows of 1,024 tokens, and it needs no [T, T] mask.
+- `flash_attention_2`, `flash_attention_3`: the same on GPU in one kernel, from the restarting positions.
+- `sdpa`, `eager`: transformers' own packed-sequence detection builds a block-diagonal mask of B * T * T.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HEAD_CHUNK = 1024
+"""Tokens whose logits exist at the same time: 0.5 GB of float32 at a vocabulary of 128 thousand."""
+
+
+def load(path: str | Path, *, dtype: str = "float32", attention: str = "documents") -> PreTrainedModel:
+    """The causal language model in a Hugging Face folder, in evaluation mode: with dropout no ratio would be 1.
+
+    Raises ValueError where there is none, where weights are missing (transformers would invent them), or where its
+    logits are more than a linear head on the hidden states (scoring would silently differ from sampling).
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"there is no model folder at {folder}")
+    if not (folder / "config.json").is_file():
+        held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise ValueError(f"{folder} is no Hugging Face model folder: expected config.json, it holds {held}")
+    if dtype not in DTYPES:
+        raise ValueError(f"there is no dtype {dtype!r}; available: {', '.join(DTYPES)}")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], attn_implementation=attention, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"{folder} cannot be loaded as a causal language model: {error}") from error
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise ValueError(f"{folder} lacks {len(missing)} of the model's weights, the first of them {missing[0]}")
+    _check_head(model)
+    return model.eval()
+
+
+def token_logprobs(
+    model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor, mask_BT: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of every token given those before it in its document, and the entropy it was drawn from; nats.
+
+    Both [B, T] float32, 0.0 where `mask_BT` is False and at position 0, which nothing precedes. The gradient flows
+    through the log-probabilities only. Logits exist for HEAD_CHUNK masked tokens at a time, in forward and backward.
+    """
+    wanted_BT = position_BT > 0
+    if mask_BT is not None:
+        wanted_BT = wanted_BT & mask_BT
+    where_N = wanted_BT.flatten().nonzero().squeeze(1)
+    hidden_ND = _hidden(model, ids_BT, position_BT)[where_N - 1]
+    target_N = ids_BT.flatten()[where_N]
+    logprob, entropy = [], []
+    for hidden_CD, target_C in zip(torch.split(hidden_ND, HEAD_CHUNK), torch.split(target_N, HEAD_CHUNK), strict=True):
+        logprob_C, entropy_C = checkpoint(
+            _score, model.get_output_embeddings(), hidden_CD, target_C, use_reentrant=False, preserve_rng_state=False
+        )
+        logprob.append(logprob_C)
+        entropy.append(entropy_C)
+    empty = hidden_ND.new_zeros(ids_BT.numel(), dtype=torch.float32)
+    logprob_BT = empty.index_put((where_N,), torch.cat(logprob)).view(ids_BT.shape)
+    entropy_BT = empty.index_put((where_N,), torch.cat(entropy)).view(ids_BT.shape)
+    return logprob_BT, entropy_BT
+
+
+def _score(head: nn.Module, hidden_CD: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy comes last and saves nothing, so the recomputation in backward stops before it."""
+    logprob_CV = F.log_softmax(head(hidden_CD).float(), dim=-1)
+    logprob_C = logprob_CV.gather(1, target_C[:, None]).squeeze(1)
+    with torch.no_grad():
+        entropy_C = -(logprob_CV.exp() * logprob_CV).sum(dim=-1)
+    return logprob_C, entropy_C
+
+
+def _hidden(model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor) -> Tensor:
+    """Hidden states [B * T, D] before the head. No cache and no attention mask: only then are packed rows detected."""
+    attention = str(model.config._attn_implementation)
+    kwargs: dict[str, Any] = {}
+    if attention == "documents" or "flash" in attention:
+        ids_BT, position_BT = ids_BT.reshape(1, -1), position_BT.reshape(1, -1)
+    if attention == "documents":
+        kwargs["document_lengths"] = _document_lengths(position_BT)
+    output = model.base_model(
+        input_ids=ids_BT, position_ids=position_BT, attention_mask=None, use_cache=False, return_dict=True, **kwargs
+    )
+    hidden_BTD: Tensor = output.last_hidden_state
+    return hidden_BTD.flatten(0, 1)
+
+
+def _document_lengths(position_1T: Tensor) -> list[int]:
+    starts = (position_1T[0] == 0).nonzero().squeeze(1)
+    end = starts.new_tensor([position_1T.shape[1]])
+    return torch.diff(starts, append=end).tolist()
+
+
+def _attend_documents(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    document_lengths: list[int] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each document of one flat row: query [1, H, T, D / H], result [1, T, H, D / H]."""
+    if document_lengths is None:
+        raise ValueError(
+            "got no document_lengths; expected token_logprobs to call, or another attention such as `sdpa`"
+        )
+    out = []
+    for q, k, v in zip(*(torch.split(x, document_lengths, dim=2) for x in (query, key, value)), strict=True):
+        length = q.shape[2]
+        band = None
+        if sliding_window is not None and length > sliding_window:
+            band = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
+        out.append(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=band, is_causal=band is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        )
+    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("documents", _attend_documents)
+
+
+@torch.no_grad()
+def _check_head(model: PreTrainedModel) -> None:
+    """Compare a few log-probabilities with the model's own logits: soft-capped or rescaled logits would differ."""
+    device = model.get_output_embeddings().weight.device
+    ids = torch.arange(min(8, model.config.get_text_config().vocab_size), device=device)[None]
+    position = torch.arange(ids.shape[1], device=device)[None]
+    ours, _ = token_logprobs(model, ids, position)
+    logits = model(input_ids=ids, position_ids=position, use_cache=False, document_lengths=[ids.shape[1]]).logits
+    theirs = F.log_softmax(logits[:, :-1].float(), dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    gap = float((ours[:, 1:] - theirs).abs().max())
+    if gap > 1e-3:
+        raise ValueError(
+            f"{type(model).__name__} does more to its logits than a linear head (log-probabilities differ by "
+            f"{gap:.2g}); expected an architecture whose head is one linear layer"
+        )

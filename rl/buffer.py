@@ -1,0 +1,85 @@
+"""Groups on their way from the rollout workers to the learner; staleness is bounded here, by waiting and never by dropping.
+
+A token's staleness is the learner's version when it trains on the token minus the version that sampled it. A group's
+tokens are at least as new as the version at which the group was admitted, so bounding the age of leases bounds them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from rl.trajectory import Group
+
+
+class Buffer:
+    """`batch_tokens` sampled tokens make a batch; no token older than `max_staleness` steps is ever in one."""
+
+    def __init__(self, batch_tokens: int, max_staleness: int) -> None:
+        self.batch_tokens, self.max_staleness = batch_tokens, max_staleness
+        self.in_flight: dict[int, int] = {}
+        """Version at admission, by lease."""
+        self.ready: list[Group] = []
+        self._changed = asyncio.Event()
+
+    def admit(self, lease: int, version: int) -> None:
+        self.in_flight[lease] = version
+
+    def arrive(self, group: Group, *, useful: bool) -> None:
+        """A group is done. One that teaches nothing leaves here."""
+        del self.in_flight[group.lease]
+        if useful:
+            self.ready.append(group)
+            self.ready.sort(key=lambda g: g.lease)
+        self._changed.set()
+
+    @property
+    def tokens(self) -> int:
+        """Sampled tokens that are ready to be trained on."""
+        return sum(tokens_of(group) for group in self.ready)
+
+    @property
+    def full(self) -> bool:
+        """A whole batch waits for the learner: admitting more would only make it older."""
+        return self.tokens >= self.batch_tokens
+
+    def too_old(self, version: int) -> list[int]:
+        """Leases in flight that must be in the step from `version`, since the one after would find them too old."""
+        return [lease for lease, admitted in self.in_flight.items() if version + 1 - admitted > self.max_staleness]
+
+    def waiting_for(self, version: int) -> str:
+        """What keeps the next batch, in words, for the person who looks."""
+        if old := self.too_old(version):
+            return f"lease {min(old)}, the oldest in flight"
+        if not self.full:
+            return f"rollouts, {min(1.0, self.tokens / self.batch_tokens):.0%} of a batch is here"
+        return "nothing"
+
+    async def take(self, version: int) -> list[Group]:
+        """The next batch for the step from `version`: the oldest groups first, and any that would be too old later."""
+        while self.too_old(version) or not self.full:
+            self._changed.clear()
+            await self._changed.wait()
+        taken: list[Group] = []
+        tokens = 0
+        while self.ready and (tokens < self.batch_tokens or version + 1 - self.ready[0].version > self.max_staleness):
+            group = self.ready.pop(0)
+            taken.append(group)
+            tokens += tokens_of(group)
+        return taken
+
+
+def tokens_of(group: Group) -> int:
+    """Sampled tokens of the members that may be trained on."""
+    return sum(member.trajectory.spoken for member in group.valid)
+
+
+def useful(group: Group) -> bool:
+    """True where some member has an advantage, so that the group carries a gradient."""
+    return any(member.advantage != 0.0 for member in group.valid)
+
+
+def spread(groups: Sequence[Group], version: int) -> tuple[float, int]:
+    """Mean and largest staleness, in steps, of the sampled tokens of groups trained on at `version`."""
+    ages = [version - v for group in groups for m in group.valid for v in m.trajectory.versions if v >= 0]
+    return (sum(ages) / len(ages), max(ages)) if ages else (0.0, 0)

@@ -1,0 +1,103 @@
+"""The command `rl`. Parses, calls, and turns the user's mistakes into one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return int(args.run(args))
+    except (ValueError, OSError) as error:
+        print(f"rl {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"rl {args.command}: stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rl", description="Agentic RL on tasks whose reward can be verified.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a policy as a configuration says")
+    train.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="as in learner.lr=1e-4")
+    train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="measure a checkpoint on held-out tasks")
+    evaluate.add_argument("config", metavar="CONFIG", help="a YAML file: its worlds, budgets and seeds are used")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="as in eval.tasks=200 eval.samples=8")
+    evaluate.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder; default: the run's last checkpoint")
+    evaluate.add_argument("--worlds", metavar="NAME,…", help="only these worlds")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.set_defaults(run=_eval)
+
+    report = commands.add_parser("report", help="what a run achieved: a table, and learning curves as a PNG")
+    report.add_argument("folder", metavar="RUN", help="a run folder, as runs/quickstart")
+    report.add_argument("--json", action="store_true", help="print JSON, draw nothing")
+    report.set_defaults(run=_report)
+
+    sandbox = commands.add_parser("sandbox", help="look after sandboxes")
+    sandbox.add_argument("action", choices=["reap"], help="reap: remove the containers of runs that are gone")
+    sandbox.set_defaults(run=_sandbox)
+    return parser
+
+
+def _train(args: argparse.Namespace) -> int:
+    from rl import config
+
+    settings = config.load(args.config, args.overrides)
+    from rl.train import MachineryDown, train
+
+    try:
+        code = train(settings, resume=args.resume)
+    except MachineryDown as error:
+        print(f"rl train: {error}", file=sys.stderr)
+        return 1
+    if code == 0:
+        print(f"done; see it with: rl report {settings.folder}")
+    else:
+        print(f"stopped; go on with: rl train {' '.join([args.config, *args.overrides])} --resume")
+    return code
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from rl import config
+
+    settings = config.load(args.config, args.overrides)
+    if args.worlds:
+        names = args.worlds.split(",")
+        if unknown := sorted(set(names) - set(settings.worlds)):
+            raise ValueError(f"got --worlds {','.join(unknown)}; available in {args.config}: {', '.join(settings.worlds)}")
+        settings.worlds = {name: settings.worlds[name] for name in names}
+    from rl.standalone import evaluate_model
+
+    return evaluate_model(settings, args.model, as_json=args.json)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from rl import report
+
+    return report.show(Path(args.folder), as_json=args.json)
+
+
+def _sandbox(args: argparse.Namespace) -> int:
+    from envs.sandboxes import docker
+
+    removed = docker.reap()
+    print("\n".join([f"removed {name}" for name in removed] or ["nothing to remove"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""Configuration: one YAML file plus `key=value` overrides, checked whole before anything starts. The only door to OmegaConf.
+
+A file holds only what differs from the defaults below. Unknown keys, wrong types, and keys that would have no effect are
+refused with the nearest or the available names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import envs
+import rewards
+from policy import engines
+from rl import algorithms
+
+
+class ConfigError(ValueError):
+    """One sentence on what was got, what was expected and what there is."""
+
+
+@dataclass
+class Policy:
+    model: str | None = None
+    """A Hugging Face folder. None warm-starts the project's own tiny policy (see `warmstart`)."""
+    context: int = 384
+    """Longest episode in tokens, prompt and observations included."""
+    turn_tokens: int = 128
+    """Longest single turn of the policy."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    dtype: str = "float32"
+    """What engines and learner compute in: float32 or bfloat16."""
+
+
+@dataclass
+class WarmStart:
+    steps: int = 1600
+    row_tokens: int = 208
+    rows: int = 12
+    lr: float = 3e-3
+    error_rate: float = 0.45
+    """Share of demonstrations in which the scripted expert errs."""
+    vocab: int = 704
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 512
+    cache: str = ".cache/warmstart"
+
+
+@dataclass
+class WorldConfig:
+    weight: float = 1.0
+    """Share of the leased groups, relative to the other worlds."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the world itself: see `World` in envs/<name>."""
+
+
+@dataclass
+class AlgorithmConfig:
+    name: str = "grpo"
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LearnerConfig:
+    lr: float = 1e-3
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0
+    batch_tokens: int = 4096
+    """Sampled tokens of one optimiser step, and the loss's constant denominator."""
+    row_tokens: int = 4096
+    attention: str = "documents"
+    threads: int = 1
+
+
+@dataclass
+class EngineConfig:
+    name: str = "vllm"
+    count: int = 1
+    tensor_parallel: int = 1
+    threads: int = 1
+    max_sequences: int = 64
+    gpus: float = 0.0
+    """GPUs of one engine, as Ray counts them."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Passed on to the engine itself."""
+
+
+@dataclass
+class RolloutConfig:
+    workers: int = 1
+    group_size: int = 8
+    sandboxes: int = 16
+    """Containers a worker may hold at once."""
+    image: str = "touchstone-sandbox:bookworm"
+    memory_mb: int = 512
+    episode_timeout_s: float = 120.0
+    replace_lost: int = 1
+    """How often a member that the machinery lost is played again."""
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 60
+    tokens: int = 0
+    """Stop once this many sampled tokens were trained on; 0 for no such bound."""
+    sync: bool = False
+    """Play, wait, learn, publish, and again: the same parts in lock-step."""
+    groups: int = 24
+    """Groups in flight or waiting to be trained on."""
+    max_staleness: int = 8
+    """No token is trained on that a policy more than this many steps old has sampled."""
+    checkpoint_every: int = 20
+    learner_gpus: float = 0.0
+
+
+@dataclass
+class EvalConfig:
+    tasks: int = 128
+    """Held-out tasks of each world, before and after."""
+    samples: int = 1
+
+
+def _default_rewards() -> dict[str, dict[str, Any]]:
+    return {"outcome": {"weight": 1.0}}
+
+
+@dataclass
+class RunConfig:
+    name: str = "run"
+    seed: int = 0
+    runs: str = "runs"
+    policy: Policy = field(default_factory=Policy)
+    warmstart: WarmStart = field(default_factory=WarmStart)
+    worlds: dict[str, WorldConfig] = field(default_factory=dict)
+    rewards: dict[str, dict[str, Any]] = field(default_factory=_default_rewards)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read, merge and check. Raises ConfigError."""
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no configuration file {path}; available: {', '.join(_shipped()) or 'none'}")
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"got override {override!r}; expected key=value, as in learner.lr=1e-4")
+    try:
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        if not isinstance(given, DictConfig):
+            raise ConfigError(f"{path} holds a list; expected keys and values")
+        _known(given, OmegaConf.structured(RunConfig), "")
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), given)
+        config = cast(RunConfig, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_sentence(error)}") from None
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise
+    _check(config)
+    _inert(given, config)
+    return config
+
+
+def save(config: RunConfig, path: Path) -> None:
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration object as nested dicts, lists and scalars."""
+    return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def _shipped() -> list[str]:
+    return sorted(str(p) for p in Path("configs").glob("*.yaml"))
+
+
+def _known(given: DictConfig, schema: DictConfig, prefix: str) -> None:
+    """Refuse a key that the schema does not have, naming the nearest that it has."""
+    names = [str(k) for k in schema]
+    for key in given:
+        name = str(key)
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"available: {', '.join(names)}"
+            raise ConfigError(f"unknown key {prefix}{name}; {hint}")
+        below = given._get_node(key)
+        if isinstance(below, DictConfig) and prefix + name not in ("worlds", "rewards") and name != "args":
+            inner = schema._get_node(name)
+            if isinstance(inner, DictConfig):
+                _known(below, inner, f"{prefix}{name}.")
+    if prefix == "" and isinstance(given._get_node("worlds"), DictConfig):
+        for world in given.worlds:
+            settings = given.worlds[world]
+            if isinstance(settings, DictConfig):
+                _known(settings, OmegaConf.structured(WorldConfig), f"worlds.{world}.")
+
+
+def _sentence(error: Exception) -> str:
+    """OmegaConf's message in one line: the first line and the key it speaks of."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
+    return f"{key}: {lines[0]}" if key else lines[0]
+
+
+def _check(config: RunConfig) -> None:
+    if not config.worlds:
+        raise ConfigError(f"no worlds are configured; available: {', '.join(envs.available())}")
+    try:
+        for name, world in config.worlds.items():
+            _arguments(f"worlds.{name}.args", envs.load(name).World, world.args, skip=("self", "sandboxes", "seed"))
+            if world.weight < 0:
+                raise ConfigError(f"got worlds.{name}.weight={world.weight}; expected zero or more")
+            envs.load(name).World(None, **world.args)
+        for name, settings in config.rewards.items():
+            args = {k: v for k, v in settings.items() if k != "weight"}
+            _arguments(f"rewards.{name}", rewards.load(name), args, skip=("episode",))
+        algorithms.load(config.algorithm.name, **config.algorithm.args)
+        engines.load(config.engine.name)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from None
+    if not any(world.weight > 0 for world in config.worlds.values()):
+        raise ConfigError("every world has weight 0; expected at least one above")
+    _ranges(config)
+    if config.policy.model is not None and not (Path(config.policy.model) / "config.json").is_file():
+        raise ConfigError(f"policy.model: there is no Hugging Face model in {config.policy.model!r}; expected a folder with config.json")
+
+
+def _ranges(config: RunConfig) -> None:
+    positive = {
+        "policy.context": config.policy.context,
+        "policy.turn_tokens": config.policy.turn_tokens,
+        "policy.temperature": config.policy.temperature,
+        "learner.batch_tokens": config.learner.batch_tokens,
+        "rollout.workers": config.rollout.workers,
+        "rollout.sandboxes": config.rollout.sandboxes,
+        "rollout.episode_timeout_s": config.rollout.episode_timeout_s,
+        "engine.count": config.engine.count,
+        "train.groups": config.train.groups,
+        "train.checkpoint_every": config.train.checkpoint_every,
+        "eval.tasks": config.eval.tasks,
+        "eval.samples": config.eval.samples,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"got {key}={value}; expected more than 0")
+    if config.rollout.group_size < 2:
+        raise ConfigError(f"got rollout.group_size={config.rollout.group_size}; expected at least 2, to compare attempts")
+    if config.learner.row_tokens < config.policy.context:
+        raise ConfigError(
+            f"got learner.row_tokens={config.learner.row_tokens}; expected at least policy.context={config.policy.context}, "
+            "so that a whole episode fits into a row"
+        )
+    if config.policy.dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"got policy.dtype={config.policy.dtype}; available: float32, bfloat16")
+    if not 0 <= config.warmstart.error_rate < 1:
+        raise ConfigError(f"got warmstart.error_rate={config.warmstart.error_rate}; expected 0 or more, below 1")
+
+
+def _arguments(where: str, function: Any, args: Mapping[str, Any], skip: Sequence[str]) -> None:
+    names = [n for n in inspect.signature(function).parameters if n not in skip]
+    for name in args:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(names) or 'none'}"
+            raise ConfigError(f"unknown key {where}.{name}; {hint}")
+
+
+def _inert(given: DictConfig, config: RunConfig) -> None:
+    """Refuse keys that were set and would do nothing."""
+    if config.policy.model is not None and "warmstart" in given:
+        raise ConfigError("warmstart has no effect where policy.model names a model; leave one of the two out")
+    if config.train.sync and "max_staleness" in given.get("train", {}):
+        raise ConfigError("train.max_staleness has no effect where train.sync is true: its staleness is always 0")

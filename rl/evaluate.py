@@ -1,0 +1,72 @@
+"""Held-out success of the weights that the engines serve: sampled, on distinct tasks, through the same actors as training."""
+
+from __future__ import annotations
+
+import asyncio
+from math import comb
+from typing import Any, Protocol
+
+import envs
+from rl.config import RunConfig
+from rl.store import Run
+from rl.trajectory import Group
+from rl.workers import Cluster
+
+AT_ONCE = 64
+"""Attempts in flight."""
+SCAN = 50
+"""Positions of the stream to look through for each distinct task wanted."""
+
+
+class Progress(Protocol):
+    def progress(self, done: int, total: int) -> None: ...
+
+
+def indices(settings: RunConfig, world: str, count: int) -> list[int]:
+    """Positions in the held-out stream of the first `count` distinct tasks. Raises ValueError where there are fewer."""
+    place = envs.load(world).World(None, **settings.worlds[world].args)
+    found: dict[str, int] = {}
+    for index in range(SCAN * count):
+        found.setdefault(place.task("heldout", index).key, index)
+        if len(found) == count:
+            return list(found.values())
+    raise ValueError(f"world {world} has {len(found)} distinct held-out tasks; got eval.tasks={count}")
+
+
+def pass_at_k(attempts: int, solved: int, k: int) -> float:
+    """Chance that at least one of `k` of the attempts solved it: the unbiased estimate (arXiv 2107.03374, eq. 1)."""
+    return 1.0 - comb(attempts - solved, k) / comb(attempts, k)
+
+
+async def measure(cluster: Cluster, settings: RunConfig, version: int, run: Run | None, page: Progress) -> dict[str, Any]:
+    """One row: by world the number of tasks, pass@1, pass@k, and attempts lost to the machinery (in no mean)."""
+    wanted = [(world, index) for world in settings.worlds for index in indices(settings, world, settings.eval.tasks)]
+    gate = asyncio.Semaphore(max(1, AT_ONCE // settings.eval.samples))
+    done = 0
+
+    async def one(number: int, world: str, index: int) -> Group:
+        nonlocal done
+        async with gate:
+            group = await cluster.play(world, "heldout", index, -1 - number, version, settings.eval.samples)
+        done += 1
+        page.progress(done, len(wanted))
+        return group
+
+    groups = await asyncio.gather(*(one(number, *task) for number, task in enumerate(wanted)))
+    if run is not None:
+        for group in groups:
+            run.keep(group, "eval")
+    return {"step": version, "worlds": {world: summary([g for g in groups if g.world == world]) for world in settings.worlds}}
+
+
+def summary(groups: list[Group]) -> dict[str, Any]:
+    """pass@1 and pass@k over the tasks that have a valid attempt; `k` is the number of samples of each."""
+    tried = [g for g in groups if g.valid]
+    counts = [(len(g.valid), sum(bool(m.episode.facts["solved"]) for m in g.valid)) for g in tried]
+    most = min((n for n, _ in counts), default=0)
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= most]
+    return {
+        "n": len(tried),
+        "lost": sum(len(g.members) - len(g.valid) for g in groups),
+        **{f"pass@{k}": sum(pass_at_k(n, c, k) for n, c in counts) / len(counts) for k in ks},
+    }

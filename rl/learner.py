@@ -1,0 +1,219 @@
+"""The learner: members in, one optimiser step, a new policy version out. The only door to accelerate.
+
+`B` rows, `T` tokens of a packed row. One row is one micro-batch: rows are packed full (rl/batch.py), so a longer row is
+a larger micro-batch. Weights are kept in float32; `dtype` is what the forward pass computes in. One process drives one
+device; sharding over several (FSDP2) would wrap the model where it is prepared and sum the loss over ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from policy.model import load, token_logprobs
+from rl import algorithms
+from rl.batch import Batch, pack
+from rl.trajectory import Member
+
+TRAINER_STATE = "trainer.pt"
+"""Optimiser, random generators and version, beside the weights of a checkpoint."""
+
+_WITH_THE_WEIGHTS = ("*token*", "*vocab*", "merges.txt", "chat_template*", "generation_config.json")
+"""Files of the model's folder that a checkpoint needs to be a whole model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What one learner is. Defaults suit a small policy on a CPU."""
+
+    model: str
+    """A Hugging Face folder."""
+    lr: float
+    """Constant after the warm-up."""
+    loss_denominator: float
+    """Tokens, a constant of the run. The budget of sampled tokens of one step makes the loss a mean over tokens."""
+    algorithm: str = "grpo"
+    algorithm_args: Mapping[str, Any] = field(default_factory=dict)
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly to `lr`."""
+    weight_decay: float = 0.0
+    """On matrices only."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 1.0
+    """Largest norm of the gradient."""
+    row_tokens: int = 4096
+    """Length of a packed row, at least that of the longest trajectory."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: str = "documents"
+    """See policy/model.py."""
+    device: Literal["auto", "cpu"] = "auto"
+    """`auto` takes an accelerator where there is one."""
+    threads: int = 0
+    """CPU threads of torch in this process, 0 to leave them."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("loss_denominator", "grad_clip", "row_tokens"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"got {name} {getattr(self, name)}; expected a positive number")
+        for name in ("lr", "warmup_steps", "weight_decay", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"got {name} {getattr(self, name)}; expected zero or more")
+
+
+class Learner:
+    """Owns the weights that are trained. `version` counts the optimiser steps they have seen."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        set_seed(settings.seed)
+        self.settings = settings
+        self.version = 0
+        self.algorithm = algorithms.load(settings.algorithm, **settings.algorithm_args)
+        self.accelerator = Accelerator(
+            cpu=settings.device == "cpu", mixed_precision="bf16" if settings.dtype == "bfloat16" else "no"
+        )
+        model = load(settings.model, attention=settings.attention)
+        matrices = [p for p in model.parameters() if p.dim() >= 2]
+        vectors = [p for p in model.parameters() if p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    def step(self, members: Sequence[Member]) -> dict[str, float]:
+        """One optimiser step on members whose advantages are set. Returns means over sampled tokens, and its own facts.
+
+        Raises ValueError (rl/batch.py) on members that cannot be trained on, FloatingPointError where the gradient is
+        not finite; weights, optimiser and version are then as before.
+        """
+        started = time.perf_counter()
+        batch = pack(members, self.settings.row_tokens)
+        lr = self._set_rate()
+        self.optimizer.zero_grad()
+        sums: dict[str, float] = {}
+        for micro in batch.split(rows=1):
+            for name, value in self._backward(micro).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"got a gradient of norm {norm} at version {self.version}; expected a finite one")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        lag = [self.version - member.trajectory.oldest for member in members]
+        self.version += 1
+        seconds = time.perf_counter() - started
+        count = sums.pop("tokens")
+        return {
+            "loss": sums.pop("loss"),
+            **{name: value / count for name, value in sums.items()},
+            "grad_norm": norm,
+            "lr": lr,
+            "version": float(self.version),
+            "members": float(len(members)),
+            "tokens": float(batch.tokens),
+            "sampled_tokens": count,
+            "lag_mean": sum(lag) / len(lag),
+            "lag_max": float(max(lag)),
+            "seconds": seconds,
+            "tokens_per_s": batch.tokens / seconds,
+        }
+
+    def _set_rate(self) -> float:
+        """Linear warm-up, then constant: a function of the version alone, so that a restart needs no schedule."""
+        settings = self.settings
+        lr = settings.lr * min(1.0, (self.version + 1) / max(1, settings.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _backward(self, micro: Batch) -> dict[str, Tensor]:
+        """Add the gradient of one micro-batch; return its metrics as sums, `loss` among them."""
+        micro = micro.to(self.accelerator.device)
+        with self.accelerator.autocast():
+            logprob_BT, entropy_BT = token_logprobs(self.model, micro.ids_BT, micro.position_BT, micro.mask_BT)
+        loss, sums = self.algorithm.loss(
+            logprob_BT,
+            micro.behaviour_BT,
+            micro.advantage_BT,
+            micro.mask_BT,
+            entropy_BT,
+            denominator=self.settings.loss_denominator,
+        )
+        self.accelerator.backward(loss)
+        return {**sums, "loss": loss.detach()}
+
+    @torch.no_grad()
+    def logprobs(self, ids: Sequence[int]) -> list[float]:
+        """Log-probability of each token given those before it, 0.0 for the first. For canaries against the engines."""
+        ids_BT = torch.tensor([list(ids)], device=self.accelerator.device)
+        position_BT = torch.arange(len(ids), device=self.accelerator.device)[None]
+        with self.accelerator.autocast():
+            logprob_BT, _ = token_logprobs(self.model, ids_BT, position_BT)
+        return [float(x) for x in logprob_BT[0]]
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the weights by their Hugging Face names, on the CPU, to publish: later steps leave it as it is."""
+        model = self.accelerator.unwrap_model(self.model)
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint: a Hugging Face model folder plus TRAINER_STATE. It appears whole, or not at all."""
+        folder = Path(folder)
+        if folder.exists():
+            raise ValueError(f"there is already something at {folder}; expected the name of a new checkpoint")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        for pattern in _WITH_THE_WEIGHTS:
+            for source in Path(self.settings.model).glob(pattern):
+                shutil.copy(source, draft)
+        self.accelerator.unwrap_model(self.model).save_pretrained(draft, safe_serialization=True)
+        torch.save(
+            {
+                "version": self.version,
+                "optimizer": self.optimizer.state_dict(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all(),
+            },
+            draft / TRAINER_STATE,
+        )
+        for entry in (*draft.iterdir(), draft):
+            _flush(entry)
+        draft.rename(folder)
+        _flush(folder.parent)
+
+    def restore(self, folder: str | Path) -> None:
+        """Continue from a checkpoint: the next step is the one that would have followed it, bit for bit on one CPU."""
+        path = Path(folder) / TRAINER_STATE
+        if not path.is_file():
+            raise ValueError(f"{folder} is no checkpoint: expected {TRAINER_STATE} in it")
+        weights = load(folder, attention=self.settings.attention).state_dict()
+        self.accelerator.unwrap_model(self.model).load_state_dict(weights)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.version = int(saved["version"])
+        torch.set_rng_state(saved["rng"])
+        if len(saved["cuda_rng"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Makes the image that sandboxes run in: nothing to do where it exists; else pulled; else, where no registry answers, built
+# from Debian packages.
+set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
+
+image=touchstone-sandbox:bookworm
+base=python:3.11-slim-bookworm
+registry_timeout_s=8
+pull_timeout_s=300
+
+# Pulls the base image; gives up soon where the registry does not even name its layers.
+pull() {
+    timeout "$pull_timeout_s" docker pull "$base" >"$tmp/pull" 2>/dev/null </dev/null &
+    local pid=$! deadline=$((SECONDS + registry_timeout_s))
+    while kill -0 "$pid" 2>/dev/null && [[ ! -s $tmp/pull ]] && ((SECONDS < deadline)); do sleep 0.1; done
+    if [[ ! -s $tmp/pull ]]; then kill "$pid" 2>/dev/null || true; fi
+    wait "$pid"
+}
+
+# Prints the id of an image with Python and git, without documentation.
+build() {
+    mmdebstrap --quiet --variant=minbase --include=python3,git,ca-certificates --dpkgopt=force-unsafe-io \
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/info/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+        bookworm - 2>"$tmp/build" </dev/null | docker import --change 'CMD ["bash"]' -
+}
+
+if docker image inspect "$image" >/dev/null 2>&1; then exit 0; fi
+
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+
+echo "sandbox image: pulling $base (about 15 s)"
+if pull; then
+    docker tag "$base" "$image"
+    exit 0
+fi
+
+echo "sandbox image: no registry answers; building it from Debian packages (about 25 s)"
+command -v mmdebstrap >/dev/null ||
+    "${0%/*}"/apt-install.sh "building the image of its sandboxes" mmdebstrap debian-archive-keyring
+if id=$(build); then
+    docker tag "$id" "$image"
+else
+    printf '%s\n' "Touchstone needs the image $image for its sandboxes; it could be neither pulled nor built: $(tail -n 1 "$tmp/build")" \
+        "Type 'docker pull $base && docker tag $base $image' where a registry answers, then the same command again." >&2
+    exit 1
+fi

@@ -1,0 +1,154 @@
+"""The learner as a whole: on-policy ratios, learning, checkpoints, and what must not move."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rl.algorithms import load as load_algorithm
+from rl.learner import TRAINER_STATE, Learner, Settings
+from rl.trajectory import Group, Member
+from tests.policy.test_model import small_cwm
+from tests.rl.test_batch import member, some_members
+
+GOOD, BAD = [10, 11, 12], [20, 21]
+PROMPT = [1, 5, 6]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    path = small_cwm(tmp_path / "m")
+    return Settings(model=str(path), lr=3e-3, loss_denominator=64.0, row_tokens=64, device="cpu", threads=1)
+
+
+def on_policy(learner: Learner, answer: list[int], score: float) -> Member:
+    """An attempt with the log-probabilities that the learner's own weights give it."""
+    logprobs = learner.logprobs(PROMPT + answer)[len(PROMPT) :]
+    return member([answer], heard=PROMPT, logprobs=logprobs, score=score)
+
+
+def pair(learner: Learner) -> list[Member]:
+    """One right and one wrong attempt at the same task, advantages set."""
+    members = [on_policy(learner, GOOD, 1.0), on_policy(learner, BAD, 0.0)]
+    load_algorithm("grpo").advantages(Group(lease=0, world="w", version=learner.version, members=members))
+    return members
+
+
+def test_first_step_on_policy_has_ratio_one_and_clips_nothing(settings: Settings) -> None:
+    learner = Learner(settings)
+    metrics = learner.step(pair(learner))
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-5)
+    assert metrics["clip_low"] == metrics["clip_high"] == 0
+    assert metrics["gap"] < 1e-5 and abs(metrics["kl"]) < 1e-6
+    assert metrics["loss"] == pytest.approx(0, abs=1e-6), "sum of A * L over a group is zero"
+    assert metrics["grad_norm"] > 1e-3
+    assert (metrics["version"], metrics["sampled_tokens"], metrics["tokens"], metrics["members"]) == (1, 5, 11, 2)
+    assert (metrics["lag_max"], learner.version) == (0, 1)
+
+
+def test_a_few_steps_raise_the_rewarded_answer(settings: Settings) -> None:
+    learner = Learner(settings)
+    before = [sum(learner.logprobs(PROMPT + answer)[3:]) for answer in (GOOD, BAD)]
+    for _ in range(5):
+        learner.step(pair(learner))
+    after = [sum(learner.logprobs(PROMPT + answer)[3:]) for answer in (GOOD, BAD)]
+    assert after[0] > before[0] + 1 and after[1] < before[1]
+    assert learner.version == 5
+
+
+def test_restore_reproduces_the_next_step_bit_for_bit(settings: Settings, tmp_path: Path) -> None:
+    members = [some_members(seed=seed) for seed in range(3)]
+    settings = replace(settings, warmup_steps=4)
+    straight = Learner(settings)
+    straight.step(members[0])
+    straight.step(members[1])
+    straight.save(tmp_path / "run" / "step_2")
+    expected = straight.step(members[2])
+
+    resumed = Learner(replace(settings, seed=99))
+    resumed.restore(tmp_path / "run" / "step_2")
+    assert resumed.version == 2
+    got = resumed.step(members[2])
+    timed = {"seconds", "tokens_per_s"}
+    assert {k: v for k, v in got.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
+    for (name, a), b in zip(straight.state().items(), resumed.state().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_checkpoint_is_a_whole_model_and_never_half_written(settings: Settings, tmp_path: Path) -> None:
+    (Path(settings.model) / "tokenizer.json").write_text("{}")
+    learner = Learner(settings)
+    learner.step(some_members())
+    learner.save(tmp_path / "run" / "step_1")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["step_1"]
+    assert {"config.json", "model.safetensors", "tokenizer.json", TRAINER_STATE} <= {
+        p.name for p in (tmp_path / "run" / "step_1").iterdir()
+    }
+    again = Learner(replace(settings, model=str(tmp_path / "run" / "step_1")))
+    assert again.logprobs([1, 2, 3, 4]) == learner.logprobs([1, 2, 3, 4])
+    with pytest.raises(ValueError, match="there is already something at"):
+        learner.save(tmp_path / "run" / "step_1")
+    with pytest.raises(ValueError, match=r"is no checkpoint: expected trainer.pt"):
+        learner.restore(settings.model)
+
+
+def test_rate_zero_leaves_the_weights(settings: Settings) -> None:
+    learner = Learner(replace(settings, lr=0.0, weight_decay=0.1))
+    before = learner.state()
+    learner.step(some_members())
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.state().items())
+    assert learner.version == 1
+
+
+def test_warm_up_is_linear_and_state_is_a_copy(settings: Settings) -> None:
+    learner = Learner(replace(settings, warmup_steps=3))
+    before = learner.state()
+    kept = {name: tensor.clone() for name, tensor in before.items()}
+    rates = [learner.step(some_members())["lr"] for _ in range(4)]
+    assert rates == pytest.approx([1e-3, 2e-3, 3e-3, 3e-3])
+    assert all(torch.equal(before[name], tensor) for name, tensor in kept.items())
+    assert not torch.equal(learner.state()["lm_head.weight"], before["lm_head.weight"])
+
+
+def test_world_tokens_get_no_gradient(settings: Settings) -> None:
+    """What the world says last conditions nothing that was sampled: the step must be as if it were not there."""
+    plain, chatty = Learner(settings), Learner(settings)
+    expected = plain.step(pair(plain))
+    members = pair(chatty)
+    for m in members:
+        m.trajectory.hear([70, 71, 72])
+    got = chatty.step(members)
+    assert got["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+    assert got["sampled_tokens"] == expected["sampled_tokens"] == 5
+    start = Learner(settings).state()["model.embed_tokens.weight"]
+    end = chatty.state()["model.embed_tokens.weight"]
+    assert torch.equal(start[70:73], end[70:73])
+    assert not torch.equal(start[5], end[5]), "the prompt conditions the answer"
+
+
+def test_several_rows_are_one_step(settings: Settings) -> None:
+    """Gradient accumulation over short rows and one long row give the same norm and metrics."""
+    short = Learner(settings).step(some_members())
+    long = Learner(replace(settings, row_tokens=4096)).step(some_members())
+    for name in ("loss", "grad_norm", "entropy", "ratio", "tokens", "sampled_tokens"):
+        assert short[name] == pytest.approx(long[name], rel=1e-4, abs=1e-6), name
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(settings: Settings) -> None:
+    learner = Learner(settings)
+    before = learner.state()
+    broken = pair(learner)
+    broken[1].trajectory.logprobs[-1] = -1e4
+    with pytest.raises(FloatingPointError, match="expected a finite one"):
+        learner.step(broken)
+    assert learner.version == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.state().items())
+    assert learner.step(pair(learner))["ratio"] == pytest.approx(1, abs=1e-5), "no trace of the broken gradient"
+
+
+def test_settings_say_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="got loss_denominator 0; expected a positive number"):
+        Settings(model="m", lr=1e-3, loss_denominator=0)
+    with pytest.raises(ValueError, match="got lr -1; expected zero or more"):
+        Settings(model="m", lr=-1, loss_denominator=1)
