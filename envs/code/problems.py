@@ -69,12 +69,11 @@ class Stream:
             key = f"{aggregate}/{kept.words}/{change}"
             if heldout(key) == (split == "heldout"):
                 break
-        word, python, function = AGGREGATES[aggregate]
-        changed, expression, apply = CHANGES[change]
+        word, python, _ = AGGREGATES[aggregate]
+        changed, expression, _ = CHANGES[change]
         noun = kept.words if "multiples" in kept.words else f"integers {kept.words}" if level else f"{kept.words} integers"
         statement = f"{rng.choice(OPENINGS)} Print the {word} of the {noun}{changed}, 0 if there are none."
-        lists = [[rng.randint(-30, 30) for _ in range(rng.randint(6, 12))] for _ in range(self.cases)]
-        outputs = [function([apply(x) for x in numbers if kept.keep(x)]) for numbers in lists]
+        lists, outputs = _cases(rng, self.cases, aggregate, kept, change)
         return Task(
             world="code",
             key=key,
@@ -87,6 +86,26 @@ class Stream:
                 "program": _program(python, expression, kept.python),
             },
         )
+
+
+def _cases(
+    rng: random.Random, count: int, aggregate: str, kept: Filter, change: str
+) -> tuple[list[list[int]], list[int]]:
+    """Inputs and outputs, drawn until they tell the right program from every one with another aggregate, change or filter."""
+
+    def solve(lists: list[list[int]], aggregate: str, keep: Callable[[int], bool], change: str) -> list[int]:
+        function, apply = AGGREGATES[aggregate][2], CHANGES[change][2]
+        return [function([apply(x) for x in numbers if keep(x)]) for numbers in lists]
+
+    wrong = [(other, kept.keep, change) for other in AGGREGATES if other != aggregate]
+    wrong += [(aggregate, kept.keep, other) for other in CHANGES if other != change and aggregate != "count"]
+    wrong += [(aggregate, lambda x: not kept.keep(x), change)]
+    for spread in (30, 30, 30, 60, 60, 60, 120, 240):
+        lists = [[rng.randint(-spread, spread) for _ in range(rng.randint(8, 16))] for _ in range(count)]
+        outputs = solve(lists, aggregate, kept.keep, change)
+        if all(solve(lists, *program) != outputs for program in wrong):
+            break
+    return lists, outputs
 
 
 def _program(aggregate: str, expression: str, condition: str) -> str:

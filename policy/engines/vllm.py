@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -146,11 +147,8 @@ class VllmEngine:
             )
 
     async def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
         self.llm.shutdown()
-        for left in self._folder.glob("*"):
-            left.unlink()
-        if self._folder.exists():
-            self._folder.rmdir()
 
 
 def _memory_folder() -> str | None:

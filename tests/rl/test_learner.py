@@ -101,6 +101,14 @@ def test_rate_zero_leaves_the_weights(settings: Settings) -> None:
     assert learner.version == 1
 
 
+def test_weight_decay_shrinks_matrices_only(settings: Settings) -> None:
+    plain, decayed = Learner(settings), Learner(replace(settings, weight_decay=0.5))
+    for learner in (plain, decayed):
+        learner.step(some_members())
+    for (name, a), b in zip(plain.state().items(), decayed.state().values(), strict=True):
+        assert torch.equal(a, b) == (a.dim() < 2), name
+
+
 def test_warm_up_is_linear_and_state_is_a_copy(settings: Settings) -> None:
     learner = Learner(replace(settings, warmup_steps=3))
     before = learner.state()
