@@ -5,7 +5,8 @@ CONFIG ?= configs/quickstart.yaml
 ARGS   ?=
 
 export PYTHON
-export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/torchinductor # torch would choose the shared temporary folder
+# torch would choose the shared temporary folder
+export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/torchinductor
 python := .venv/bin/python
 
 .PHONY: help setup environment engine image train test check clean

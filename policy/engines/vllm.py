@@ -11,11 +11,14 @@ import asyncio
 import itertools
 import os
 import shutil
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from policy.engines import Canary, Completion, EngineLost, Sampling, SwapFailed
 
@@ -48,6 +51,9 @@ async def start(
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        _settle_on_cpu()
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -62,11 +68,24 @@ async def start(
         enforce_eager=True,
         disable_log_stats=True,
         worker_extension_cls=f"{SwapExtension.__module__}.{SwapExtension.__qualname__}",
+        **({"distributed_executor_backend": "uni"} if on_cpu and tensor_parallel == 1 else {}),
         **(args or {}),
     )
     llm = AsyncLLM.from_engine_args(engine_args)
     await llm.update_weight_version("0")
     return VllmEngine(llm)
+
+
+def _settle_on_cpu() -> None:
+    """Two facts of vLLM 0.32 on CPUs, before it is imported.
+
+    With a worker process of its own the engine core spins while it waits, which on two cores takes one from everybody;
+    vLLM lets the worker share the core's process where it believes that nothing else is in there. The sampler is
+    compiled with the machine's C++ compiler at the first request and dies where there is none.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()):
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 class VllmEngine:
