@@ -23,11 +23,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DOCUMENTS = "documents"
 HEAD_CHUNK = 1024
 """Tokens whose logits exist at the same time: 0.5 GB of float32 at a vocabulary of 128 thousand."""
 
 
-def load(path: str | Path, *, dtype: str = "float32", attention: str = "documents") -> PreTrainedModel:
+def load(path: str | Path, *, dtype: str = "float32", attention: str = DOCUMENTS) -> PreTrainedModel:
     """The causal language model in a Hugging Face folder, in evaluation mode: with dropout no ratio would be 1.
 
     Raises ValueError where there is none, where weights are missing (transformers would invent them), or where its
@@ -94,9 +95,9 @@ def _hidden(model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor) -> Tens
     """Hidden states [B * T, D] before the head. No cache and no attention mask: only then are packed rows detected."""
     attention = str(model.config._attn_implementation)
     kwargs: dict[str, Any] = {}
-    if attention == "documents" or "flash" in attention:
+    if attention == DOCUMENTS or "flash" in attention:
         ids_BT, position_BT = ids_BT.reshape(1, -1), position_BT.reshape(1, -1)
-    if attention == "documents":
+    if attention == DOCUMENTS:
         kwargs["document_lengths"] = _document_lengths(position_BT)
     output = model.base_model(
         input_ids=ids_BT, position_ids=position_BT, attention_mask=None, use_cache=False, return_dict=True, **kwargs
@@ -141,7 +142,7 @@ def _attend_documents(
     return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
 
 
-ALL_ATTENTION_FUNCTIONS.register("documents", _attend_documents)
+ALL_ATTENTION_FUNCTIONS.register(DOCUMENTS, _attend_documents)
 
 
 @torch.no_grad()

@@ -58,7 +58,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def make_model(
     tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, heads: int, kv_heads: int, mlp: int, context: int
 ) -> CwmForCausalLM:
-    """Random weights from torch's global generator. Every fourth layer is full, the others slide over a quarter of `context`."""
+    """Random weights from torch's global generator. Every fourth layer and the last are full, the others
+    slide over half of `context`."""
     config = CwmConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=hidden,
@@ -68,8 +69,8 @@ def make_model(
         num_key_value_heads=kv_heads,
         head_dim=hidden // heads,
         max_position_embeddings=context,
-        sliding_window=context // 4,
-        layer_types=["full_attention" if i % 4 == 0 else "sliding_attention" for i in range(layers)],
+        sliding_window=context // 2,
+        layer_types=["full_attention" if i % 4 == 0 or i == layers - 1 else "sliding_attention" for i in range(layers)],
         rope_parameters={
             "rope_type": "llama3",
             "rope_theta": 10_000.0,

@@ -42,11 +42,11 @@ class Policy:
 
 @dataclass
 class WarmStart:
-    steps: int = 1600
+    steps: int = 2000
     row_tokens: int = 208
-    rows: int = 12
-    lr: float = 3e-3
-    error_rate: float = 0.45
+    rows: int = 6
+    lr: float = 2e-3
+    error_rate: float = 0.5
     """Share of demonstrations in which the scripted expert errs."""
     vocab: int = 704
     hidden: int = 128

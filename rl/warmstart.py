@@ -114,24 +114,30 @@ def _rows(demos: Iterator[list[Message]], chat: Any, count: int, row_tokens: int
     return full
 
 
-def _fit(model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], settings: RunConfig, folder: Path, page: Progress) -> None:
+def _fit(
+    model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], settings: RunConfig, folder: Path, page: Progress
+) -> None:
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from policy.model import DOCUMENTS
+
     warm = settings.warmstart
+    model.set_attn_implementation(DOCUMENTS)
 
     class Report(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             page.progress(state.global_step, warm.steps)
 
-    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        width = max(len(row["input_ids"]) for row in batch)
-        fill = {"input_ids": tokenizer.pad_token_id, "labels": -100}
-        out = {k: torch.tensor([r[k] + [v] * (width - len(r[k])) for r in batch]) for k, v in fill.items()}
-        out["position_ids"] = torch.tensor([r["position_ids"] + list(range(width - len(r["position_ids"]))) for r in batch])
-        return out
+    def collate(batch: list[dict[str, list[int]]]) -> dict[str, Any]:
+        """One flat row of whole conversations, told apart by their lengths (policy/model.py, attention `documents`)."""
+        flat = {key: [token for row in batch for token in row[key]] for key in ("input_ids", "position_ids", "labels")}
+        starts = [i for i, position in enumerate(flat["position_ids"]) if position == 0]
+        ends = [*starts[1:], len(flat["position_ids"])]
+        tensors = {key: torch.tensor([values]) for key, values in flat.items()}
+        return {**tensors, "document_lengths": [end - start for start, end in zip(starts, ends, strict=True)]}
 
     trainer = SFTTrainer(
         model=model,

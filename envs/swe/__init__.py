@@ -45,11 +45,17 @@ class World:
     name = "swe"
 
     def __init__(
-        self, sandboxes: SandboxPool, *, seed: int = 0, levels: Sequence[int] = (0, 1, 2), max_turns: int = 5
+        self,
+        sandboxes: SandboxPool,
+        *,
+        seed: int = 0,
+        families: Sequence[str] = problems.FAMILIES,
+        levels: Sequence[int] = (0, 1, 2),
+        max_turns: int = 5,
     ) -> None:
         if max_turns < 2:
             raise ValueError(f"world swe: got max_turns={max_turns}; expected at least 2, an edit and a submit")
-        self.stream = problems.Stream(seed, levels)
+        self.stream = problems.Stream(seed, families, levels)
         self.sandboxes = sandboxes
         self.max_turns = max_turns
 

@@ -1,4 +1,7 @@
-"""Generated packages with one wrong function each, the issue that reports it, and the scripted expert that mends it."""
+"""Generated packages with one fault each, the issue that reports it, and the scripted expert that mends it.
+
+Family `guard`: a function lacks a special case. Family `operator`: a function computes the wrong thing.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from typing import Any
 
 from envs import Message, Split, Task, heldout
 
-FUNCTIONS = tuple(
-    "area balance bonus charge cost credit debt delay depth fare fee gain grade height length limit load loss mass "
-    "offset pace price quota range_of rate rent reward scale share size span speed stock tax total travel value wage "
-    "weight width yield_of".split()
+FAMILIES = ("guard", "operator")
+
+FUNCTIONS = (
+    *("area", "balance", "bonus", "charge", "cost", "credit", "debt", "delay", "depth", "fare", "fee", "gain", "grade"),
+    *("height", "length", "limit", "load", "loss", "mass", "offset", "pace", "price", "quota", "rate", "rent", "reward"),
+    *("scale", "share", "size", "span", "speed", "stock", "tax", "total", "travel", "value", "wage", "weight", "width"),
 )
 PARAMETERS = (("a", "b"), ("x", "y"), ("m", "n"), ("p", "q"), ("left", "right"), ("first", "second"), ("old", "new"))
 MODULES = ("bank", "farm", "game", "mill", "port", "shop", "trip", "yard")
@@ -20,6 +25,8 @@ MODULES = ("bank", "farm", "game", "mill", "port", "shop", "trip", "yard")
 
 @dataclass(frozen=True)
 class Rule:
+    """What a function computes from its two arguments, in words and in Python."""
+
     words: str
     python: str
     value: Callable[[int, int], Any]
@@ -35,98 +42,164 @@ RULES: dict[str, Rule] = {
     "smaller": Rule("the smaller of {} and {}", "min({}, {})", min, "larger"),
     "above": Rule("whether {} is above {}", "{} > {}", lambda a, b: a > b, "below"),
     "below": Rule("whether {} is below {}", "{} < {}", lambda a, b: a < b, "above"),
-    "same": Rule("whether {} equals {}", "{} == {}", lambda a, b: a == b, "other"),
-    "other": Rule("whether {} differs from {}", "{} != {}", lambda a, b: a != b, "same"),
 }
+
+CASES: dict[str, tuple[str, str, Callable[[int, int], bool]]] = {
+    "zero": ("is zero", "{} == 0", lambda x, k: x == 0),
+    "negative": ("is negative", "{} < 0", lambda x, k: x < 0),
+    "above": ("is above {k}", "{} > {k}", lambda x, k: x > k),
+    "below": ("is below {k}", "{} < {k}", lambda x, k: x < k),
+}
+"""Special cases of one argument by name: words, Python, and the test itself, with a bound k."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of one function: the issue's words, the healthy source, and sources that look healthy and are not."""
+
+    key: str
+    words: str
+    written: str
+    mended: str
+    slips: tuple[str, ...]
+    right: Callable[[int, int], Any]
+    wrong: Callable[[int, int], Any]
+    old: str
+    """Text of the function that an edit has to name."""
+    new: Callable[[str], str]
+    """From a healthy-looking source to the text that an edit puts in place of `old`."""
 
 
 class Stream:
-    """Endless tasks of both splits. The level is the number of healthy functions beside the wrong one."""
+    """Endless tasks of both splits. The level is the number of healthy functions beside the faulty one."""
 
-    def __init__(self, seed: int, levels: Sequence[int]) -> None:
+    def __init__(self, seed: int, families: Sequence[str], levels: Sequence[int]) -> None:
+        if not families or not set(families) <= set(FAMILIES):
+            raise ValueError(f"world swe: got families {list(families)}; available: {', '.join(FAMILIES)}")
         if not levels or not set(levels) <= {0, 1, 2}:
             raise ValueError(f"world swe: got levels {list(levels)}; available: 0, 1, 2")
-        self.seed, self.levels = seed, tuple(levels)
+        self.seed, self.families, self.levels = seed, tuple(families), tuple(levels)
 
     def task(self, split: Split, index: int) -> Task:
         rng = random.Random(f"swe/{split}/{self.seed if split == 'train' else 0}/{index}")
+        family, level = rng.choice(self.families), rng.choice(self.levels)
+        make = _guard if family == "guard" else _operator
         while True:
-            level, name = rng.choice(self.levels), rng.choice(FUNCTIONS)
-            right, bug = rng.sample(list(RULES), 2)
-            key = f"{name}/{right}/{bug}"
-            if heldout(key) == (split == "heldout"):
-                break
-        return _task(rng, key, level, name, right, bug)
-
-
-def _task(rng: random.Random, key: str, level: int, name: str, right: str, bug: str) -> Task:
-    module = rng.choice(MODULES)
-    names = [name, *rng.sample([f for f in FUNCTIONS if f != name], level)]
-    rules = {name: right, **{other: rng.choice(list(RULES)) for other in names[1:]}}
-    parameters = {f: rng.choice(PARAMETERS) for f in names}
-    written = {f: source(f, parameters[f], bug if f == name else rules[f]) for f in names}
-    order = rng.sample(names, len(names))
-    issue = f"In {module}.py, {name} should return {RULES[right].words.format(*parameters[name])}. Please fix it."
-    return Task(
-        world="swe",
-        key=key,
-        family=right,
-        level=level,
-        messages=({"role": "user", "content": issue},),
-        given={"files": {f"{module}.py": "\n".join(written[f] for f in order)}},
-        hidden={
-            "tests": _tests(rng, module, name, rules, bug),
-            "module": module,
-            "function": name,
-            "parameters": list(parameters[name]),
-            "right": right,
-            "bug": bug,
-        },
-    )
+            name, parameters = rng.choice(FUNCTIONS), rng.choice(PARAMETERS)
+            fault = make(rng, name, parameters)
+            if heldout(fault.key) == (split == "heldout"):
+                return _task(rng, family, level, name, fault)
 
 
 def source(name: str, parameters: Sequence[str], rule: str) -> str:
     return f"def {name}({', '.join(parameters)}):\n    return {RULES[rule].python.format(*parameters)}\n"
 
 
-def _tests(rng: random.Random, module: str, name: str, rules: dict[str, str], bug: str) -> list[dict[str, Any]]:
-    """Calls with expected values: at least two that the bug gets wrong, and two for each healthy function."""
-    tests: list[dict[str, Any]] = []
-    for function, rule in rules.items():
-        wanted = {"fail_to_pass": 3, "pass_to_pass": 1} if function == name else {"pass_to_pass": 2}
-        while any(wanted.values()):
-            a, b = rng.randint(0, 12), rng.randint(0, 12)
-            expected = RULES[rule].value(a, b)
-            wrong = function == name and (RULES[bug].value(a, b), type(RULES[bug].value(a, b))) != (expected, type(expected))
-            kind = "fail_to_pass" if wrong else "pass_to_pass"
-            if wanted.get(kind, 0) <= 0:
-                if function == name and kind == "fail_to_pass":
-                    wanted["pass_to_pass"] = 0  # the bug agrees with the rule too seldom to wait for
-                continue
-            wanted[kind] -= 1
-            identity = f"{function}({a}, {b})"
-            tests.append(
-                {"id": f"{len(tests)}:{identity}", "kind": kind, "module": module, "function": function, "arguments": [a, b], "expected": expected}
-            )
-    return tests
+def _guard(rng: random.Random, name: str, parameters: tuple[str, str]) -> Fault:
+    rule, case, position, bound, value = (
+        rng.choice(list(RULES)),
+        rng.choice(list(CASES)),
+        rng.randrange(2),
+        rng.randint(2, 9),
+        rng.randint(0, 9),
+    )
+    words, _, holds = CASES[case]
+    head, body = source(name, parameters, rule).split("\n", 1)
+
+    def guarded(case: str, position: int, value: int) -> str:
+        test = CASES[case][1].format(parameters[position], k=bound)
+        return f"{head}\n    if {test}:\n        return {value}\n{body}"
+
+    def right(a: int, b: int) -> Any:
+        return value if holds((a, b)[position], bound) else RULES[rule].value(a, b)
+
+    opposite = {"zero": "negative", "negative": "zero", "above": "below", "below": "above"}[case]
+    return Fault(
+        key=f"guard/{name}/{case}{bound}/{position}/{value}",
+        words=f"return {value} if {parameters[position]} {words.format(k=bound)}",
+        written=source(name, parameters, rule),
+        mended=guarded(case, position, value),
+        slips=(guarded(opposite, position, value), guarded(case, 1 - position, value), guarded(case, position, 9 - value)),
+        right=right,
+        wrong=RULES[rule].value,
+        old=f"{head}\n",
+        new=lambda text: text.removesuffix(body),
+    )
+
+
+def _operator(rng: random.Random, name: str, parameters: tuple[str, str]) -> Fault:
+    rule, bug = rng.sample(list(RULES), 2)
+    mended = source(name, parameters, rule)
+    others = [r for r in RULES if r not in (rule, RULES[rule].likely)]
+    return Fault(
+        key=f"operator/{name}/{rule}/{bug}",
+        words=f"return {RULES[rule].words.format(*parameters)}",
+        written=source(name, parameters, bug),
+        mended=mended,
+        slips=tuple(source(name, parameters, r) for r in (RULES[rule].likely, rng.choice(others))),
+        right=RULES[rule].value,
+        wrong=RULES[bug].value,
+        old=source(name, parameters, bug),
+        new=lambda text: text,
+    )
+
+
+def _task(rng: random.Random, family: str, level: int, name: str, fault: Fault) -> Task:
+    module = rng.choice(MODULES)
+    healthy = {other: rng.choice(list(RULES)) for other in rng.sample([f for f in FUNCTIONS if f != name], level)}
+    texts = [fault.written, *(source(other, rng.choice(PARAMETERS), rule) for other, rule in healthy.items())]
+    rng.shuffle(texts)
+    tests = _tests(rng, name, fault)
+    for other, rule in healthy.items():
+        tests += [_test(other, "pass_to_pass", _pair(rng), RULES[rule].value) for _ in range(2)]
+    return Task(
+        world="swe",
+        key=fault.key,
+        family=family,
+        level=level,
+        messages=({"role": "user", "content": f"In {module}.py, {name} should {fault.words}. Please fix it."},),
+        given={"files": {f"{module}.py": "\n".join(texts)}},
+        hidden={
+            "tests": [{"id": f"{i}:{t['function']}", "module": module, **t} for i, t in enumerate(tests)],
+            "module": module,
+            "old": fault.old,
+            "new": fault.new(fault.mended),
+            "slips": [fault.new(slip) for slip in fault.slips],
+        },
+    )
+
+
+def _tests(rng: random.Random, name: str, fault: Fault) -> list[dict[str, Any]]:
+    """Calls of the faulty function: four that it gets wrong, and up to four that it gets right and must keep right."""
+    kinds: dict[str, list[dict[str, Any]]] = {"fail_to_pass": [], "pass_to_pass": []}
+    for _ in range(400):
+        pair = _pair(rng)
+        right, wrong = fault.right(*pair), fault.wrong(*pair)
+        kind = "pass_to_pass" if (right, type(right)) == (wrong, type(wrong)) else "fail_to_pass"
+        if len(kinds[kind]) < 4:
+            kinds[kind].append(_test(name, kind, pair, fault.right))
+    return kinds["fail_to_pass"] + kinds["pass_to_pass"]
+
+
+def _pair(rng: random.Random) -> tuple[int, int]:
+    """Arguments, with zeros often enough for the special cases."""
+    return tuple(rng.choice((0, rng.randint(-12, 12), rng.randint(-12, 12))) for _ in range(2))  # type: ignore[return-value]
+
+
+def _test(function: str, kind: str, pair: tuple[int, int], value: Callable[[int, int], Any]) -> dict[str, Any]:
+    return {"kind": kind, "function": function, "arguments": list(pair), "expected": value(*pair)}
 
 
 def demonstrate(task: Task, rng: random.Random, *, err: bool) -> list[Message]:
-    """The expert reads the file, replaces the function and submits; when it errs it writes another wrong rule."""
+    """The expert reads the file, edits the function and submits; when it errs it writes something else than was asked."""
     hidden = task.hidden
-    module, name, parameters = hidden["module"], hidden["function"], hidden["parameters"]
-    written = hidden["right"]
-    if err:
-        likely = RULES[written].likely
-        written = likely if rng.random() < 0.7 else rng.choice([r for r in RULES if r != written])
-    old, new = source(name, parameters, hidden["bug"]), source(name, parameters, written)
+    path, new = f"{hidden['module']}.py", rng.choice(hidden["slips"]) if err else hidden["new"]
     (text,) = task.given["files"].values()
-    edit = f"{module}.py\n<<<<\n{old}====\n{new}>>>>"
     return [
         *task.messages,
-        _call("bash", f"cat {module}.py"),
+        _call("bash", f"cat {path}"),
         {"role": "tool", "name": "bash", "content": text.rstrip("\n")},
-        _call("edit", edit),
+        _call("edit", f"{path}\n<<<<\n{hidden['old']}====\n{new}>>>>"),
         {"role": "tool", "name": "edit", "content": "edited"},
         _call("submit", "done"),
     ]

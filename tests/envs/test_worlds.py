@@ -107,7 +107,7 @@ def test_swe_grading_is_not_fooled(loop: asyncio.AbstractEventLoop, pool: Docker
     world = envs.load("swe").World(pool)
     task = world.task("train", 0)
     (path,) = task.given["files"]
-    module, function = task.hidden["module"], task.hidden["function"]
+    module, function = task.hidden["module"], task.hidden["tests"][0]["function"]
     equal = f"class E:\n    def __eq__(self, other): return True\ndef {function}(a, b): return E()\n"
     for attack in (
         f"printf 'import os\\nos._exit(0)\\n' > {path}",
