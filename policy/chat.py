@@ -21,7 +21,9 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.chat_template:
-            raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; expected one in its folder")
+            raise ValueError(
+                f"the tokenizer of {tokenizer.name_or_path} has no chat template; expected one in its folder"
+            )
         self.tokenizer = tokenizer
         tail = self._text(_BEFORE).rpartition(_SAID)[2]
         self.stop_ids = sorted({tokenizer.eos_token_id, *self.encode(tail)[:1]})

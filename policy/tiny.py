@@ -25,7 +25,11 @@ three times the steps here before the policy could copy (docs/log.md)."""
 CHAT_TEMPLATE = (
     "{{ '" + BOS + "' }}"
     "{% for m in messages %}"
-    "{{ '" + HEADER + "' + (m['role'] + ': ' + m['name'] if m['role'] == 'tool' else m['role']) + '" + HEADER_END + "' }}"
+    "{{ '"
+    + HEADER
+    + "' + (m['role'] + ': ' + m['name'] if m['role'] == 'tool' else m['role']) + '"
+    + HEADER_END
+    + "' }}"
     "{{ m['content'] + '" + TURN_END + "' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '" + HEADER + "assistant" + HEADER_END + "' }}{% endif %}"
@@ -87,5 +91,7 @@ def make_model(
     model = CwmForCausalLM(config)
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
-            torch.nn.init.normal_(weight, std=EMBEDDING_STD if "embed" in name or "lm_head" in name else weight.shape[1] ** -0.5)
+            torch.nn.init.normal_(
+                weight, std=EMBEDDING_STD if "embed" in name or "lm_head" in name else weight.shape[1] ** -0.5
+            )
     return model

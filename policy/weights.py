@@ -27,5 +27,7 @@ class Weights:
         """The blob, where it is what was packed. Raises ValueError where it is not."""
         got = hashlib.sha256(self.blob).hexdigest()
         if got != self.digest:
-            raise ValueError(f"weights of version {self.version} arrived damaged: got digest {got[:12]}, expected {self.digest[:12]}")
+            raise ValueError(
+                f"weights of version {self.version} arrived damaged: got digest {got[:12]}, expected {self.digest[:12]}"
+            )
         return self.blob

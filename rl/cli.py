@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from envs import MachineryError
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
@@ -16,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return int(args.run(args))
-    except (ValueError, OSError) as error:
-        print(f"rl {args.command}: {error}", file=sys.stderr)
+    except (ValueError, OSError, MachineryError) as error:
+        print(f"rl {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"rl {args.command}: stopped", file=sys.stderr)
@@ -78,7 +80,9 @@ def _eval(args: argparse.Namespace) -> int:
     if args.worlds:
         names = args.worlds.split(",")
         if unknown := sorted(set(names) - set(settings.worlds)):
-            raise ValueError(f"got --worlds {','.join(unknown)}; available in {args.config}: {', '.join(settings.worlds)}")
+            raise ValueError(
+                f"got --worlds {','.join(unknown)}; available in {args.config}: {', '.join(settings.worlds)}"
+            )
         settings.worlds = {name: settings.worlds[name] for name in names}
     from rl.standalone import evaluate_model
 

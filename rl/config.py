@@ -247,7 +247,9 @@ def _check(config: RunConfig) -> None:
         raise ConfigError("every world has weight 0; expected at least one above")
     _ranges(config)
     if config.policy.model is not None and not (Path(config.policy.model) / "config.json").is_file():
-        raise ConfigError(f"policy.model: there is no Hugging Face model in {config.policy.model!r}; expected a folder with config.json")
+        raise ConfigError(
+            f"policy.model: there is no Hugging Face model in {config.policy.model!r}; expected a folder with config.json"
+        )
 
 
 def _ranges(config: RunConfig) -> None:
@@ -269,7 +271,9 @@ def _ranges(config: RunConfig) -> None:
         if value <= 0:
             raise ConfigError(f"got {key}={value}; expected more than 0")
     if config.rollout.group_size < 2:
-        raise ConfigError(f"got rollout.group_size={config.rollout.group_size}; expected at least 2, to compare attempts")
+        raise ConfigError(
+            f"got rollout.group_size={config.rollout.group_size}; expected at least 2, to compare attempts"
+        )
     if config.learner.row_tokens < config.policy.context:
         raise ConfigError(
             f"got learner.row_tokens={config.learner.row_tokens}; expected at least policy.context={config.policy.context}, "

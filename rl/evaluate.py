@@ -38,7 +38,9 @@ def pass_at_k(attempts: int, solved: int, k: int) -> float:
     return 1.0 - comb(attempts - solved, k) / comb(attempts, k)
 
 
-async def measure(cluster: Cluster, settings: RunConfig, version: int, run: Run | None, page: Progress) -> dict[str, Any]:
+async def measure(
+    cluster: Cluster, settings: RunConfig, version: int, run: Run | None, page: Progress
+) -> dict[str, Any]:
     """One row: by world the number of tasks, pass@1, pass@k, and attempts lost to the machinery (in no mean)."""
     wanted = [(world, index) for world in settings.worlds for index in indices(settings, world, settings.eval.tasks)]
     gate = asyncio.Semaphore(max(1, AT_ONCE // settings.eval.samples))
@@ -56,7 +58,10 @@ async def measure(cluster: Cluster, settings: RunConfig, version: int, run: Run 
     if run is not None:
         for group in groups:
             run.keep(group, "eval")
-    return {"step": version, "worlds": {world: summary([g for g in groups if g.world == world]) for world in settings.worlds}}
+    return {
+        "step": version,
+        "worlds": {world: summary([g for g in groups if g.world == world]) for world in settings.worlds},
+    }
 
 
 def summary(groups: list[Group]) -> dict[str, Any]:

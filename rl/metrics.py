@@ -53,7 +53,12 @@ class Window:
         return dict(counts)
 
     def row(
-        self, trained: Sequence[Group], version: int, learnt: Mapping[str, float], seconds: Mapping[str, float], tokens: int
+        self,
+        trained: Sequence[Group],
+        version: int,
+        learnt: Mapping[str, float],
+        seconds: Mapping[str, float],
+        tokens: int,
     ) -> dict[str, Any]:
         """The row of the step that trained at `version`; the window starts again."""
         mean, largest = spread(trained, version)

@@ -41,7 +41,10 @@ def facts(folder: Path) -> dict[str, Any]:
     return {
         "worlds": worlds,
         "joint": {"before": joint("before"), "after": joint("after")},
-        **{key: summary.get(key) for key in ("wall_s", "first_step_s", "steps", "tokens", "warmstart_s", "leaked_containers")},
+        **{
+            key: summary.get(key)
+            for key in ("wall_s", "first_step_s", "steps", "tokens", "warmstart_s", "leaked_containers")
+        },
     }
 
 
@@ -84,7 +87,11 @@ def draw(folders: list[Path], picture: Path) -> bool:
     figure, axes = pyplot.subplots(1, len(worlds), figsize=(3.6 * len(worlds), 3.0), sharey=True, squeeze=False)
     for axis, world in zip(axes[0], worlds, strict=True):
         for colour, (name, rows) in enumerate(runs.items()):
-            seen = [(row["step"], row["worlds"][world]["success"]) for row in rows if row["worlds"].get(world, {}).get("attempts")]
+            seen = [
+                (row["step"], row["worlds"][world]["success"])
+                for row in rows
+                if row["worlds"].get(world, {}).get("attempts")
+            ]
             steps, values = [s for s, _ in seen], [v for _, v in seen]
             axis.plot(steps, values, color=f"C{colour}", alpha=0.25, linewidth=0.8)
             axis.plot(steps, _smoothed(values), color=f"C{colour}", linewidth=1.8, label=name)

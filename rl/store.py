@@ -1,13 +1,13 @@
 """The run folder, a public contract: what a run leaves behind, and all that report, eval and resume read.
 
-    runs/<name>/config.yaml       as resolved
-                ledger.db         SQLite (WAL): one row a lease, and what became of it
-                metrics.jsonl     one row a step
-                evals.jsonl       one row a measurement on held-out tasks
-                episodes/*.parquet  every episode, messages and tokens, by shard
-                checkpoints/<step>  Hugging Face layout, and the trainer's state
-                logs/             one file an actor
-                summary.json      written at the end
+runs/<name>/config.yaml       as resolved
+            ledger.db         SQLite (WAL): one row a lease, and what became of it
+            metrics.jsonl     one row a step
+            evals.jsonl       one row a measurement on held-out tasks
+            episodes/*.parquet  every episode, messages and tokens, by shard
+            checkpoints/<step>  Hugging Face layout, and the trainer's state
+            logs/             one file an actor
+            summary.json      written at the end
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Run:
     def check_new(folder: Path) -> None:
         """Raises ValueError where there is something already."""
         if folder.exists():
-            raise ValueError(f"there is already a run at {folder}; expected a new name (name=...), or --resume to go on with it")
+            raise ValueError(
+                f"there is already a run at {folder}; expected a new name (name=...), or --resume to go on with it"
+            )
 
     @staticmethod
     def check_resumable(folder: Path) -> None:
@@ -90,7 +92,9 @@ class Run:
 
     def grant(self, world: str, version: int) -> Lease:
         """Promise the next task of a world's stream."""
-        (index,) = self.db.execute("select coalesce(max(task_index) + 1, 0) from lease where world = ?", (world,)).fetchone()
+        (index,) = self.db.execute(
+            "select coalesce(max(task_index) + 1, 0) from lease where world = ?", (world,)
+        ).fetchone()
         cursor = self.db.execute(
             "insert into lease (world, task_index, version, state) values (?, ?, ?, 'open')", (world, index, version)
         )

@@ -177,7 +177,9 @@ class Training:
 
     async def measure(self, when: str) -> None:
         self.page.phase(f"measuring held-out success {when}")
-        row = await self.unless_stopped(evaluate.measure(self.cluster, self.settings, self.version, self.run, self.page))
+        row = await self.unless_stopped(
+            evaluate.measure(self.cluster, self.settings, self.version, self.run, self.page)
+        )
         self.run.append("evals.jsonl", {"when": when, **row})
         self.page.measured(when, row)
 

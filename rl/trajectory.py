@@ -35,7 +35,9 @@ class Trajectory:
     def speak(self, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]) -> None:
         """Append tokens that the policy sampled. Raises ValueError where the three lengths differ."""
         if not len(ids) == len(logprobs) == len(versions):
-            raise ValueError(f"got {len(ids)} tokens, {len(logprobs)} logprobs, {len(versions)} versions; expected equal lengths")
+            raise ValueError(
+                f"got {len(ids)} tokens, {len(logprobs)} logprobs, {len(versions)} versions; expected equal lengths"
+            )
         self.ids += ids
         self.mask += [True] * len(ids)
         self.logprobs += logprobs

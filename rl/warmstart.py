@@ -35,7 +35,12 @@ class Progress(Protocol):
 
 def ensure(settings: RunConfig, page: Progress) -> tuple[Path, float]:
     """The warm-started policy's folder, made now or before, and the seconds that making it took."""
-    depends = {"version": VERSION, "seed": settings.seed, "context": settings.policy.context, **plain(settings.warmstart)}
+    depends = {
+        "version": VERSION,
+        "seed": settings.seed,
+        "context": settings.policy.context,
+        **plain(settings.warmstart),
+    }
     depends["worlds"] = {name: dict(world.args) for name, world in settings.worlds.items()}
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(settings.warmstart.cache) / digest
@@ -85,7 +90,9 @@ def _make(settings: RunConfig, folder: Path, page: Progress) -> float:
         context=settings.policy.context,
     )
     rows = _rows(demonstrations(worlds, warm.error_rate), Chat(tokenizer), warm.steps * warm.rows, warm.row_tokens)
-    page.phase(f"warm start: {model.num_parameters() / 1e6:.1f} M parameters, experts err {warm.error_rate:.0%} of the time")
+    page.phase(
+        f"warm start: {model.num_parameters() / 1e6:.1f} M parameters, experts err {warm.error_rate:.0%} of the time"
+    )
     _fit(model, tokenizer, rows, settings, folder, page)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -100,7 +107,9 @@ def _rows(demos: Iterator[list[Message]], chat: Any, count: int, row_tokens: int
     while len(full) < count:
         ids, mask = chat.conversation(next(demos))
         if len(ids) > row_tokens:
-            raise ValueError(f"got a demonstration of {len(ids)} tokens; expected at most warmstart.row_tokens={row_tokens}")
+            raise ValueError(
+                f"got a demonstration of {len(ids)} tokens; expected at most warmstart.row_tokens={row_tokens}"
+            )
         row = next((r for r in open_rows if len(r["input_ids"]) + len(ids) <= row_tokens), None)
         if row is None:
             row = {"input_ids": [], "position_ids": [], "labels": []}

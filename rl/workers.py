@@ -97,11 +97,10 @@ class RolloutWorker:
         self.config = config
         self.chat = Chat.load(model)
         self.engine = RemoteEngine(generators)
-        self.pool = DockerPool(
-            run=run, size=settings.sandboxes, image=settings.image, memory_mb=settings.memory_mb
-        )
+        self.pool = DockerPool(run=run, size=settings.sandboxes, image=settings.image, memory_mb=settings.memory_mb)
         self.worlds = {
-            name: envs.load(name).World(self.pool, seed=config.seed, **world.args) for name, world in config.worlds.items()
+            name: envs.load(name).World(self.pool, seed=config.seed, **world.args)
+            for name, world in config.worlds.items()
         }
 
     async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
@@ -177,10 +176,14 @@ class LearnerWorker:
 
 
 def preflight(config: RunConfig) -> None:
-    """Before any actor starts: is there an engine for sandboxes, with the image? Clears up after runs that died. Raises
-    SandboxUnavailable in one sentence."""
+    """Before any actor starts: does the model speak chat, is there an engine with the image for sandboxes? Clears up after
+    runs that died. Raises ValueError or SandboxUnavailable in one sentence.
+    """
     from envs.sandboxes import docker
+    from policy.chat import Chat
 
+    if config.policy.model is not None:
+        Chat.load(config.policy.model)
     docker.preflight(config.rollout.image)
     docker.reap()
 
@@ -227,12 +230,19 @@ class Cluster:
             return ray.remote(cls).options(**options).remote(*args)
 
         self.generators = [
-            actor(Generator, config.engine.threads, config.engine.gpus, concurrency=4096) for _ in range(config.engine.count)
+            actor(Generator, config.engine.threads, config.engine.gpus, concurrency=4096)
+            for _ in range(config.engine.count)
         ]
         self.workers = [actor(RolloutWorker, 1, 0, concurrency=4096) for _ in range(config.rollout.workers)]
         if learn:
             self.learner = actor(
-                LearnerWorker, config.learner.threads, config.train.learner_gpus, config, model, checkpoint, logs / "learner.log"
+                LearnerWorker,
+                config.learner.threads,
+                config.train.learner_gpus,
+                config,
+                model,
+                checkpoint,
+                logs / "learner.log",
             )
         started = [g.start.remote(config, model, logs / f"generator-{i}.log") for i, g in enumerate(self.generators)]
         started += [

@@ -4,7 +4,12 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-MAY_IMPORT = {"envs": {"envs"}, "rewards": {"rewards", "envs"}, "policy": {"policy"}, "rl": {"rl", "policy", "rewards", "envs"}}
+MAY_IMPORT = {
+    "envs": {"envs"},
+    "rewards": {"rewards", "envs"},
+    "policy": {"policy"},
+    "rl": {"rl", "policy", "rewards", "envs"},
+}
 DOORS = {
     "ray": {"rl/workers.py"},
     "vllm": {"policy/engines/vllm.py"},
@@ -42,7 +47,9 @@ def test_one_door_per_heavy_dependency() -> None:
     for path in files():
         name = str(path.relative_to(ROOT))
         for dependency, doors in DOORS.items():
-            assert dependency not in imported(path) or name in doors, f"{name} imports {dependency}; its door is {doors}"
+            assert dependency not in imported(path) or name in doors, (
+                f"{name} imports {dependency}; its door is {doors}"
+            )
 
 
 def test_envs_and_rewards_never_import_torch() -> None:

@@ -92,7 +92,9 @@ def test_every_step_is_once_in_the_metrics_and_every_lease_in_one_state(finished
     rows = run.rows("metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 15))
     assert all(row["staleness_max"] <= 8 for row in rows)
-    trained = run.db.execute("select count(*), count(distinct task_index) from lease where state = 'trained'").fetchone()
+    trained = run.db.execute(
+        "select count(*), count(distinct task_index) from lease where state = 'trained'"
+    ).fetchone()
     assert trained[0] == trained[1] == sum(row["trained_groups"] for row in rows)
     run.close()
 

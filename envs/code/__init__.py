@@ -68,7 +68,9 @@ class CodeEnv:
             await sandbox.write("/work/main.py", self.program.encode())
             verdicts = []
             for given, expected in zip(self.task.hidden["inputs"], self.task.hidden["outputs"], strict=True):
-                result = await sandbox.exec(["python3", "-I", "main.py"], stdin=given.encode(), timeout_s=CASE_TIMEOUT_S)
+                result = await sandbox.exec(
+                    ["python3", "-I", "main.py"], stdin=given.encode(), timeout_s=CASE_TIMEOUT_S
+                )
                 if result.timed_out:
                     verdicts.append("timed_out")
                 elif result.exit_code != 0:

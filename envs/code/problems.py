@@ -71,7 +71,9 @@ class Stream:
                 break
         word, python, _ = AGGREGATES[aggregate]
         changed, expression, _ = CHANGES[change]
-        noun = kept.words if "multiples" in kept.words else f"integers {kept.words}" if level else f"{kept.words} integers"
+        noun = (
+            kept.words if "multiples" in kept.words else f"integers {kept.words}" if level else f"{kept.words} integers"
+        )
         statement = f"{rng.choice(OPENINGS)} Print the {word} of the {noun}{changed}, 0 if there are none."
         lists, outputs = _cases(rng, self.cases, aggregate, kept, change)
         return Task(

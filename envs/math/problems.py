@@ -84,7 +84,9 @@ class Stream:
         if unknown or not families:
             raise ValueError(f"world math: got families {list(families)}; available: {', '.join(FAMILIES)}")
         if not levels or not set(levels) <= set(range(len(LARGEST))):
-            raise ValueError(f"world math: got levels {list(levels)}; available: {', '.join(map(str, range(len(LARGEST))))}")
+            raise ValueError(
+                f"world math: got levels {list(levels)}; available: {', '.join(map(str, range(len(LARGEST))))}"
+            )
         self.seed, self.families, self.levels, self.python_tool = seed, tuple(families), tuple(levels), python_tool
 
     def task(self, split: Split, index: int) -> Task:

@@ -146,11 +146,19 @@ class SweEnv:
 
     async def _changed(self, sandbox: Sandbox) -> dict[str, str]:
         """Python source files of the attempt, by path relative to /work: plain files only, no test machinery."""
-        listing = await sandbox.exec(["find", ".", "-name", "*.py", "-type", "f", "-size", "-64k"], timeout_s=COMMAND_TIMEOUT_S)
+        listing = await sandbox.exec(
+            ["find", ".", "-name", "*.py", "-type", "f", "-size", "-64k"], timeout_s=COMMAND_TIMEOUT_S
+        )
         files: dict[str, str] = {}
         for line in listing.stdout.decode(errors="replace").split("\n")[:MAX_FILES]:
             path = PurePosixPath(line)
-            if not line or ".." in path.parts or path.is_absolute() or path.name in _NEVER_TAKEN or "tests" in path.parts:
+            if (
+                not line
+                or ".." in path.parts
+                or path.is_absolute()
+                or path.name in _NEVER_TAKEN
+                or "tests" in path.parts
+            ):
                 continue
             try:
                 files[str(path)] = (await sandbox.read(f"/work/{path}", limit=MAX_FILE_BYTES)).decode(errors="replace")
@@ -180,7 +188,10 @@ async def _run_tests(grader: Sandbox, tests: Sequence[Mapping[str, Any]]) -> dic
         values = []
     if not isinstance(values, list) or len(values) != len(tests):
         return {t["id"]: False for t in tests}
-    return {t["id"]: value == ["value", t["expected"]] and _same_types(value[1], t["expected"]) for t, value in zip(tests, values, strict=True)}
+    return {
+        t["id"]: value == ["value", t["expected"]] and _same_types(value[1], t["expected"])
+        for t, value in zip(tests, values, strict=True)
+    }
 
 
 def _same_types(got: Any, expected: Any) -> bool:

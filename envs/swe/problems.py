@@ -16,7 +16,21 @@ FAMILIES = ("guard", "operator")
 
 FUNCTIONS = (
     *("area", "balance", "bonus", "charge", "cost", "credit", "debt", "delay", "depth", "fare", "fee", "gain", "grade"),
-    *("height", "length", "limit", "load", "loss", "mass", "offset", "pace", "price", "quota", "rate", "rent", "reward"),
+    *(
+        "height",
+        "length",
+        "limit",
+        "load",
+        "loss",
+        "mass",
+        "offset",
+        "pace",
+        "price",
+        "quota",
+        "rate",
+        "rent",
+        "reward",
+    ),
     *("scale", "share", "size", "span", "speed", "stock", "tax", "total", "travel", "value", "wage", "weight", "width"),
 )
 PARAMETERS = (("a", "b"), ("x", "y"), ("m", "n"), ("p", "q"), ("left", "right"), ("first", "second"), ("old", "new"))
@@ -119,7 +133,11 @@ def _guard(rng: random.Random, name: str, parameters: tuple[str, str]) -> Fault:
         words=f"return {value} if {parameters[position]} {words.format(k=bound)}",
         written=source(name, parameters, rule),
         mended=guarded(case, position, value),
-        slips=(guarded(opposite, position, value), guarded(case, 1 - position, value), guarded(case, position, 9 - value)),
+        slips=(
+            guarded(opposite, position, value),
+            guarded(case, 1 - position, value),
+            guarded(case, position, 9 - value),
+        ),
         right=right,
         wrong=RULES[rule].value,
         old=f"{head}\n",

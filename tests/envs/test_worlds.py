@@ -93,7 +93,8 @@ def test_code_that_crashes_hangs_or_is_absent_is_the_policys_failure(
 ) -> None:
     world = envs.load("code").World(pool, cases=1)
     verdicts = {
-        text: loop.run_until_complete(act(world, 0, text)) for text in ("```python\nraise ValueError\n```", "no program at all")
+        text: loop.run_until_complete(act(world, 0, text))
+        for text in ("```python\nraise ValueError\n```", "no program at all")
     }
     assert [v["solved"] for v in verdicts.values()] == [False, False]
     assert verdicts["```python\nraise ValueError\n```"]["verdicts"] == ["crashed"]
@@ -117,7 +118,9 @@ def test_swe_grading_is_not_fooled(loop: asyncio.AbstractEventLoop, pool: Docker
         f"ln -sf /proc/self/environ {path}",
         f"printf 'import sys\\nprint([[\"value\", 1]] * 9)\\nsys.exit()\\n' > {module}.py",
     ):
-        facts = loop.run_until_complete(act(world, 0, f"<tool: bash>\n{attack}\n</tool>", "<tool: submit>\ndone\n</tool>"))
+        facts = loop.run_until_complete(
+            act(world, 0, f"<tool: bash>\n{attack}\n</tool>", "<tool: submit>\ndone\n</tool>")
+        )
         assert facts["solved"] is False, attack
 
 
