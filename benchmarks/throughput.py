@@ -26,7 +26,13 @@ GROUP = 8
 EPISODES = 128
 """Of one step of TRL's; ours takes the tokens that as many episodes sample."""
 SKIP = 2
-OVERRIDES = ["policy.turn_tokens=32", "policy.context=128", "warmstart.steps=900", "train.steps={steps}", "eval.tasks=8"]
+OVERRIDES = [
+    "policy.turn_tokens=32",
+    "policy.context=128",
+    "warmstart.steps=900",
+    "train.steps={steps}",
+    "eval.tasks=8",
+]
 CONFIG = """
 name: throughput
 worlds: {math: {args: {levels: [0, 1], python_tool: false}}}
@@ -39,7 +45,9 @@ train: {groups: 24, checkpoint_every: 1000}
 def settings_for(folder: Path, steps: int) -> config.RunConfig:
     path = folder / "throughput.yaml"
     path.write_text(CONFIG)
-    return config.load(path, [*(o.format(steps=steps) for o in OVERRIDES), f"runs={folder}", "warmstart.cache=.cache/warmstart"])
+    return config.load(
+        path, [*(o.format(steps=steps) for o in OVERRIDES), f"runs={folder}", "warmstart.cache=.cache/warmstart"]
+    )
 
 
 def ours(settings: config.RunConfig) -> dict[str, float]:
@@ -50,7 +58,11 @@ def ours(settings: config.RunConfig) -> dict[str, float]:
     seconds = sum(row["wall_s"] for row in rows)
     played = sum(row["played_tokens_per_s"] * row["wall_s"] for row in rows)
     episodes = sum(seen["attempts"] for row in rows for seen in row["worlds"].values())
-    return {"tokens_per_s": played / seconds, "episodes_per_s": episodes / seconds, "seconds_per_step": seconds / len(rows)}
+    return {
+        "tokens_per_s": played / seconds,
+        "episodes_per_s": episodes / seconds,
+        "seconds_per_step": seconds / len(rows),
+    }
 
 
 def trl(settings: config.RunConfig, model: Path, steps: int) -> dict[str, float]:
@@ -69,7 +81,8 @@ def trl(settings: config.RunConfig, model: Path, steps: int) -> dict[str, float]
     counts = {"tokens": 0.0}
 
     def solved(prompts: Any, completions: Any, completion_ids: Any, answer: list[str], **_: Any) -> list[float]:
-        rendered = trainer.processing_class.apply_chat_template(list(prompts), tokenize=True, add_generation_prompt=True)
+        render = trainer.processing_class.apply_chat_template
+        rendered = render(list(prompts), tokenize=True, add_generation_prompt=True)
         ids = rendered["input_ids"] if not isinstance(rendered, list) else rendered
         counts["tokens"] += sum(map(len, ids)) + sum(map(len, completion_ids))
         texts = [completion[0]["content"] for completion in completions]
@@ -83,7 +96,9 @@ def trl(settings: config.RunConfig, model: Path, steps: int) -> dict[str, float]
         trainer = GRPOTrainer(
             model=str(model),
             reward_funcs=solved,
-            train_dataset=Dataset.from_list([{"prompt": list(t.messages), "answer": t.hidden["answer"]} for t in tasks]),
+            train_dataset=Dataset.from_list(
+                [{"prompt": list(t.messages), "answer": t.hidden["answer"]} for t in tasks]
+            ),
             callbacks=[Clock()],
             args=GRPOConfig(
                 output_dir=folder,

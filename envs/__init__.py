@@ -44,7 +44,7 @@ Split = Literal["train", "heldout"]
 
 
 class Outcome(StrEnum):
-    """How an episode ended. The first six are the policy's doing and train; the rest are the machinery's and never do."""
+    """How an episode ended. The first six are the policy's doing and train; the rest, the machinery's, never do."""
 
     SOLVED = "solved"
     FAILED = "failed"

@@ -1,4 +1,4 @@
-"""The contract of rewards: a pure function from a finished `Episode` to a number. One file, one reward, named by its file.
+"""The contract of rewards: a pure function from a finished `Episode` to a number. One file, one reward of its name.
 
 A reward file exports `reward(episode, **args) -> float`. Configuration composes them with weights:
 

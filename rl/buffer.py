@@ -1,7 +1,7 @@
-"""Groups on their way from the rollout workers to the learner; staleness is bounded here, by waiting and never by dropping.
+"""Groups on their way from rollout workers to learner; staleness is bounded here, by waiting and never by dropping.
 
 A token's staleness is the learner's version when it trains on the token minus the version that sampled it. A group's
-tokens are at least as new as the version at which the group was admitted, so bounding the age of leases bounds them all.
+tokens are at least as new as the version at which the group was admitted: bounding the age of leases bounds them all.
 """
 
 from __future__ import annotations

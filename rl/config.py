@@ -1,7 +1,7 @@
-"""Configuration: one YAML file plus `key=value` overrides, checked whole before anything starts. The only door to OmegaConf.
+"""Configuration: one YAML file plus `key=value` overrides, checked before anything starts. The only door to OmegaConf.
 
-A file holds only what differs from the defaults below. Unknown keys, wrong types, and keys that would have no effect are
-refused with the nearest or the available names.
+A file holds only what differs from the defaults below. Unknown keys, wrong types, and keys that would have no effect
+are refused with the nearest or the available names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import envs
@@ -164,12 +164,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not Path(path).is_file():
         raise ConfigError(f"there is no configuration file {path}; available: {', '.join(_shipped()) or 'none'}")
     for override in overrides:
-        if "=" not in override:
+        if "=" not in override.lstrip("="):
             raise ConfigError(f"got override {override!r}; expected key=value, as in learner.lr=1e-4")
     try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        if not isinstance(given, DictConfig):
+        read = OmegaConf.load(path)
+        if not isinstance(read, DictConfig):
             raise ConfigError(f"{path} holds a list; expected keys and values")
+        given = cast(DictConfig, OmegaConf.merge(read, OmegaConf.from_dotlist(list(overrides))))
         _known(given, OmegaConf.structured(RunConfig), "")
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), given)
         config = cast(RunConfig, OmegaConf.to_object(merged))
@@ -178,6 +179,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except Exception as error:
         if type(error).__module__.startswith("yaml"):
             raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        if isinstance(error, OSError) and str(error).startswith("Invalid loaded object type"):
+            raise ConfigError(f"{path} holds a single value; expected keys and values") from None
         raise
     _check(config)
     _inert(given, config)
@@ -185,7 +188,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def save(config: RunConfig, path: Path) -> None:
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    """Write every key that has an effect, so that `load` takes the file again."""
+    resolved = plain(config)
+    if config.policy.model is not None:
+        del resolved["warmstart"]
+    if config.train.sync:
+        del resolved["train"]["max_staleness"]
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -207,6 +216,8 @@ def _known(given: DictConfig, schema: DictConfig, prefix: str) -> None:
             hint = f"did you mean {prefix}{near[0]}?" if near else f"available: {', '.join(names)}"
             raise ConfigError(f"unknown key {prefix}{name}; {hint}")
         below = given._get_node(key)
+        if isinstance(below, ListConfig) and isinstance(schema._get_node(name), DictConfig):
+            raise ConfigError(f"{prefix}{name} holds a list; expected keys and values")
         if isinstance(below, DictConfig) and prefix + name not in ("worlds", "rewards") and name != "args":
             inner = schema._get_node(name)
             if isinstance(inner, DictConfig):
@@ -233,10 +244,15 @@ def _check(config: RunConfig) -> None:
             _arguments(f"worlds.{name}.args", envs.load(name).World, world.args, skip=("self", "sandboxes", "seed"))
             if world.weight < 0:
                 raise ConfigError(f"got worlds.{name}.weight={world.weight}; expected zero or more")
-            envs.load(name).World(None, **world.args)
+            try:
+                envs.load(name).World(None, **world.args)
+            except TypeError as error:
+                raise ConfigError(f"worlds.{name}.args: {error}") from None
         for name, settings in config.rewards.items():
             args = {k: v for k, v in settings.items() if k != "weight"}
-            _arguments(f"rewards.{name}", rewards.load(name), args, skip=("episode",))
+            _arguments(f"rewards.{name}", rewards.load(name), args, skip=("episode",), also=("weight",))
+            if not isinstance(settings.get("weight", 1.0), int | float):
+                raise ConfigError(f"got rewards.{name}.weight={settings['weight']!r}; expected a number")
         algorithms.load(config.algorithm.name, **config.algorithm.args)
         engines.load(config.engine.name)
     except ConfigError:
@@ -248,7 +264,8 @@ def _check(config: RunConfig) -> None:
     _ranges(config)
     if config.policy.model is not None and not (Path(config.policy.model) / "config.json").is_file():
         raise ConfigError(
-            f"policy.model: there is no Hugging Face model in {config.policy.model!r}; expected a folder with config.json"
+            f"policy.model: there is no Hugging Face model in {config.policy.model!r}; "
+            "expected a folder with config.json"
         )
 
 
@@ -260,6 +277,7 @@ def _ranges(config: RunConfig) -> None:
         "learner.batch_tokens": config.learner.batch_tokens,
         "rollout.workers": config.rollout.workers,
         "rollout.sandboxes": config.rollout.sandboxes,
+        "rollout.memory_mb": config.rollout.memory_mb,
         "rollout.episode_timeout_s": config.rollout.episode_timeout_s,
         "engine.count": config.engine.count,
         "train.groups": config.train.groups,
@@ -270,14 +288,25 @@ def _ranges(config: RunConfig) -> None:
     for key, value in positive.items():
         if value <= 0:
             raise ConfigError(f"got {key}={value}; expected more than 0")
+    not_negative = {
+        "train.steps": config.train.steps,
+        "train.tokens": config.train.tokens,
+        "train.max_staleness": config.train.max_staleness,
+        "rollout.replace_lost": config.rollout.replace_lost,
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise ConfigError(f"got {key}={value}; expected 0 or more")
+    if not 0 < config.policy.top_p <= 1:
+        raise ConfigError(f"got policy.top_p={config.policy.top_p}; expected more than 0, at most 1")
     if config.rollout.group_size < 2:
         raise ConfigError(
             f"got rollout.group_size={config.rollout.group_size}; expected at least 2, to compare attempts"
         )
     if config.learner.row_tokens < config.policy.context:
         raise ConfigError(
-            f"got learner.row_tokens={config.learner.row_tokens}; expected at least policy.context={config.policy.context}, "
-            "so that a whole episode fits into a row"
+            f"got learner.row_tokens={config.learner.row_tokens}; "
+            f"expected at least policy.context={config.policy.context}, so that a whole episode fits into a row"
         )
     if config.policy.dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"got policy.dtype={config.policy.dtype}; available: float32, bfloat16")
@@ -285,8 +314,11 @@ def _ranges(config: RunConfig) -> None:
         raise ConfigError(f"got warmstart.error_rate={config.warmstart.error_rate}; expected 0 or more, below 1")
 
 
-def _arguments(where: str, function: Any, args: Mapping[str, Any], skip: Sequence[str]) -> None:
-    names = [n for n in inspect.signature(function).parameters if n not in skip]
+def _arguments(
+    where: str, function: Any, args: Mapping[str, Any], skip: Sequence[str], also: Sequence[str] = ()
+) -> None:
+    """Refuse an argument that the function does not take, naming the nearest of those it takes and `also`."""
+    names = [*also, *(n for n in inspect.signature(function).parameters if n not in skip)]
     for name in args:
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1)

@@ -1,4 +1,4 @@
-"""Held-out success of the weights that the engines serve: sampled, on distinct tasks, through the same actors as training."""
+"""Held-out success of the weights that the engines serve: sampled, on distinct tasks, through training's actors."""
 
 from __future__ import annotations
 

@@ -75,8 +75,10 @@ class Page:
         self._done, self._total = row["step"], self.settings.train.steps
         success = "  ".join(f"{world} {value:.2f}" for world, value in self._success.items())
         self._line(
-            f"step {row['step']}/{self.settings.train.steps}{self._left()}  {success}  {row['sampled_tokens_per_s']:.0f} tokens/s  "
-            f"staleness {row['staleness_mean']:.1f} (max {row['staleness_max']})  waited {row['wait_s']:.1f} s of {row['wall_s']:.1f}"
+            f"step {row['step']}/{self.settings.train.steps}{self._left()}  {success}  "
+            f"{row['sampled_tokens_per_s']:.0f} tokens/s  "
+            f"staleness {row['staleness_mean']:.1f} (max {row['staleness_max']})  "
+            f"waited {row['wait_s']:.1f} s of {row['wall_s']:.1f}"
         )
 
     def measured(self, when: str, row: dict[str, Any]) -> None:
@@ -111,9 +113,12 @@ class Page:
             row = self._row
             parts.append(
                 Text(
-                    f"step {row['step']}/{self.settings.train.steps}   {row['sampled_tokens_per_s']:,.0f} sampled tokens/s   "
-                    f"staleness mean {row['staleness_mean']:.1f}, max {row['staleness_max']} of {self.settings.train.max_staleness}\n"
-                    f"last step: waited {row['wait_s']:.1f} s, learnt {row['learn_s']:.1f} s, swapped weights {row['publish_s']:.2f} s\n"
+                    f"step {row['step']}/{self.settings.train.steps}   "
+                    f"{row['sampled_tokens_per_s']:,.0f} sampled tokens/s   "
+                    f"staleness mean {row['staleness_mean']:.1f}, "
+                    f"max {row['staleness_max']} of {self.settings.train.max_staleness}\n"
+                    f"last step: waited {row['wait_s']:.1f} s, learnt {row['learn_s']:.1f} s, "
+                    f"swapped weights {row['publish_s']:.2f} s\n"
                     f"the trainer waits for {self._waiting or 'nothing'}"
                 )
             )

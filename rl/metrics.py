@@ -26,7 +26,7 @@ class Window:
         self.groups.append(group)
 
     def worlds(self) -> dict[str, dict[str, float]]:
-        """By world: attempts that count, share solved, mean score, share of groups without an advantage, lost attempts."""
+        """By world: attempts that count, share solved, mean score, share of groups without advantage, lost attempts."""
         by_world: dict[str, list[Group]] = defaultdict(list)
         for group in self.groups:
             by_world[group.world].append(group)

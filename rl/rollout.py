@@ -1,20 +1,22 @@
 """Plays one episode: world says, policy says, until done or a budget is spent. Then the facts, then the score.
 
-Every way to end is an `Outcome`. What the machinery did is caught here, once, by type; a programming error is not caught.
+Every way to end is an `Outcome`. What the machinery did is caught here, once, by type, and whatever a world's own code
+raises counts as that world's crash; an error in our own code is not caught.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import rewards
-from envs import Env, Episode, Facts, MachineryError, Outcome, Task, World
+from envs import Env, EnvCrashed, Episode, Facts, MachineryError, Outcome, Task, World
 from policy.chat import Chat
-from policy.engines import Completion, Engine, EngineError, Sampling
+from policy.engines import Completion, EngineError, Sampler, Sampling
 from rl.trajectory import Member, Trajectory
 
 
@@ -27,36 +29,39 @@ class Limits:
     turn_tokens: int
     turns: int
     timeout_s: float
-    """Seconds of the policy's own acting: time spent waiting for the engine counts, for a sandbox slot does not end it early."""
+    """Seconds of the whole attempt, waiting for the engine and for a sandbox included; looked at between turns."""
     temperature: float = 1.0
     top_p: float = 1.0
 
 
 async def play(
-    world: World, task: Task, engine: Engine, chat: Chat, limits: Limits, judges: Mapping[str, Mapping[str, Any]]
+    world: World, task: Task, engine: Sampler, chat: Chat, limits: Limits, judges: Mapping[str, Mapping[str, Any]]
 ) -> Member:
     """One attempt at one task, scored where the policy earned its ending."""
     trajectory = Trajectory()
     episode = Episode(task=task, messages=list(task.messages), outcome=Outcome.CANCELLED)
-    env = world.open(task)
+    env: Env | None = None
     try:
+        with _of_the_world():
+            env = world.open(task)
         episode.outcome, episode.facts = await _attempt(env, episode, trajectory, engine, chat, limits)
     except MachineryError as error:
         episode.outcome, episode.error = error.outcome, f"{type(error).__name__}: {error}"
     except EngineError as error:
         episode.outcome, episode.error = Outcome.ENGINE_LOST, f"{type(error).__name__}: {error}"
     finally:
-        await _close(env, episode)
+        if env is not None:
+            await _close(env, episode)
     score = rewards.score(episode, judges) if episode.outcome.valid else None
     return Member(trajectory=trajectory, episode=episode, score=score)
 
 
 async def _attempt(
-    env: Env, episode: Episode, trajectory: Trajectory, engine: Engine, chat: Chat, limits: Limits
+    env: Env, episode: Episode, trajectory: Trajectory, engine: Sampler, chat: Chat, limits: Limits
 ) -> tuple[Outcome, Facts]:
     spent = _Clock(episode.seconds)
     unsolved: Facts = {"solved": False}
-    with spent.on("env"):
+    with spent.on("env"), _of_the_world():
         episode.messages = list(await env.start())
     trajectory.hear(chat.opening(episode.messages))
     while True:
@@ -74,7 +79,7 @@ async def _attempt(
         episode.turns += 1
         if not said.stopped:
             return Outcome.TOKENS_SPENT, unsolved
-        with spent.on("env"):
+        with spent.on("env"), _of_the_world():
             step = await env.step(action)
         if step.invalid:
             return Outcome.INVALID_ACTION, unsolved
@@ -85,16 +90,34 @@ async def _attempt(
         if spent.total > limits.timeout_s:
             return Outcome.TIME_SPENT, unsolved
         episode.messages += step.messages
-        trajectory.hear(chat.answer(step.messages, said.ids))
-    with spent.on("measure"):
+        heard = chat.answer(step.messages, said.ids)
+        if len(trajectory) + len(heard) >= limits.context:  # not heard: a longer trajectory would not fit into a row
+            return Outcome.TOKENS_SPENT, unsolved
+        trajectory.hear(heard)
+    with spent.on("measure"), _of_the_world():
         facts = await env.measure()
-    return (Outcome.SOLVED if facts["solved"] else Outcome.FAILED), facts
+        outcome = Outcome.SOLVED if facts["solved"] else Outcome.FAILED
+    return outcome, facts
+
+
+@contextmanager
+def _of_the_world() -> Iterator[None]:
+    """Around every call into a world. A world is a plug-in: what its code raises cannot be foreseen here, and must end
+    this episode in a typed outcome rather than end the run, so the net is wide. Cancellation passes.
+    """
+    try:
+        yield
+    except MachineryError:
+        raise
+    except Exception as error:
+        raise EnvCrashed(f"{type(error).__name__}: {error}") from error
 
 
 async def _close(env: Env, episode: Episode) -> None:
     """A failed hand-back is the machinery's trouble, but the episode it follows is whole."""
     try:
-        await env.close()
+        with _of_the_world():
+            await env.close()
     except MachineryError as error:
         episode.error = episode.error or f"on close: {error}"
 
@@ -125,13 +148,13 @@ async def play_group(
     world: World,
     task: Task,
     size: int,
-    engine: Engine,
+    engine: Sampler,
     chat: Chat,
     limits: Limits,
     judges: Mapping[str, Mapping[str, Any]],
     replace_lost: int,
 ) -> list[Member]:
-    """`size` attempts at one task, side by side; each that the machinery lost is played again up to `replace_lost` times."""
+    """`size` attempts at one task, side by side; what the machinery lost is played again, `replace_lost` times at most."""
 
     async def member() -> list[Member]:
         tries = [await play(world, task, engine, chat, limits, judges)]

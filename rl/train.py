@@ -8,6 +8,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rl import algorithms, config, evaluate, metrics, warmstart
@@ -118,7 +119,8 @@ class Training:
         self._lost_in_a_row = 0 if group.valid else self._lost_in_a_row + 1
         if self._lost_in_a_row >= LOST_IN_A_ROW:
             raise MachineryDown(
-                f"{LOST_IN_A_ROW} groups in a row were lost to the machinery, the last with: {group.members[-1].episode.error}"
+                f"{LOST_IN_A_ROW} groups in a row were lost to the machinery, "
+                f"the last with: {group.members[-1].episode.error}"
             )
 
     async def step(self, groups: Sequence[Group]) -> None:
@@ -194,9 +196,10 @@ def train(settings: RunConfig, *, resume: bool) -> int:
     preflight(settings)
     with Page(settings) as page:
         warm_s = 0.0
-        model = settings.policy.model
-        if model is None:
+        if settings.policy.model is None:
             model, warm_s = warmstart.ensure(settings, page)
+        else:
+            model = Path(settings.policy.model)
         run = Run.reopen(settings.folder) if resume else Run.create(settings.folder)
         if not resume:
             config.save(settings, run.folder / "config.yaml")

@@ -1,4 +1,4 @@
-"""The processes: generators, rollout workers and the learner as Ray actors. The only door to Ray; thin shells, no logic.
+"""The processes: generators, rollout workers and learner as Ray actors. The only door to Ray; thin shells, no logic.
 
 One machine or many, same code: an actor asks for GPUs by configuration and Ray finds them a place.
 """
@@ -176,8 +176,8 @@ class LearnerWorker:
 
 
 def preflight(config: RunConfig) -> None:
-    """Before any actor starts: does the model speak chat, is there an engine with the image for sandboxes? Clears up after
-    runs that died. Raises ValueError or SandboxUnavailable in one sentence.
+    """Before any actor starts: does the model speak chat, is there an engine with the image for sandboxes? Clears up
+    after runs that died. Raises ValueError or SandboxUnavailable in one sentence.
     """
     from envs.sandboxes import docker
     from policy.chat import Chat

@@ -1,4 +1,4 @@
-"""The whole system on real parts: TRL warms up, vLLM generates, Ray runs the processes, Docker runs the programs, and it learns."""
+"""The whole system on real parts: TRL warms up, vLLM generates, Ray runs processes, Docker programs, and it learns."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A run that was stopped by Ctrl-C after some steps, resumed, and came to its end: its folder and all it printed."""
+    """A run that was stopped by Ctrl-C after some steps, resumed, and ended: its folder and all it printed."""
     place = tmp_path_factory.mktemp("e2e")
     (place / "small.yaml").write_text(CONFIG)
     first = start(place, "train", "small.yaml", "name=small")

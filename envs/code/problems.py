@@ -31,6 +31,18 @@ class Filter:
     keep: Callable[[int], bool]
 
 
+def _above(k: int) -> Callable[[int], bool]:
+    return lambda x: x > k
+
+
+def _below(k: int) -> Callable[[int], bool]:
+    return lambda x: x < k
+
+
+def _multiple(k: int) -> Callable[[int], bool]:
+    return lambda x: x % k == 0
+
+
 def _filters(level: int) -> list[Filter]:
     plain = [
         Filter("even", "x % 2 == 0", lambda x: x % 2 == 0),
@@ -40,9 +52,9 @@ def _filters(level: int) -> list[Filter]:
     ]
     if level == 0:
         return plain
-    bounds = [Filter(f"above {k}", f"x > {k}", lambda x, k=k: x > k) for k in range(1, 21)]
-    bounds += [Filter(f"below {k}", f"x < {k}", lambda x, k=k: x < k) for k in range(1, 21)]
-    return bounds + [Filter(f"multiples of {k}", f"x % {k} == 0", lambda x, k=k: x % k == 0) for k in range(3, 10)]
+    bounds = [Filter(f"above {k}", f"x > {k}", _above(k)) for k in range(1, 21)]
+    bounds += [Filter(f"below {k}", f"x < {k}", _below(k)) for k in range(1, 21)]
+    return bounds + [Filter(f"multiples of {k}", f"x % {k} == 0", _multiple(k)) for k in range(3, 10)]
 
 
 OPENINGS = ("Read integers from one line.", "The input is one line of integers.", "One line holds integers.")
@@ -93,7 +105,7 @@ class Stream:
 def _cases(
     rng: random.Random, count: int, aggregate: str, kept: Filter, change: str
 ) -> tuple[list[list[int]], list[int]]:
-    """Inputs and outputs, drawn until they tell the right program from every one with another aggregate, change or filter."""
+    """Inputs and outputs, drawn until they tell the right program from any with another aggregate, change or filter."""
 
     def solve(lists: list[list[int]], aggregate: str, keep: Callable[[int], bool], change: str) -> list[int]:
         function, apply = AGGREGATES[aggregate][2], CHANGES[change][2]

@@ -1,7 +1,7 @@
 """Mathematics with a final boxed answer; a Python tool in the sandbox where the configuration allows one.
 
-The answer is the content of the last `\\boxed{...}`. It is compared with the hidden one by a ladder: the same text, then
-Math-Verify in a child process that is killed when it takes too long (envs/math/judge.py).
+The answer is the content of the last `\\boxed{...}`. It is compared with the hidden one by a ladder: the same text,
+then Math-Verify in a child process that is killed when it takes too long (envs/math/judge.py).
 """
 
 from __future__ import annotations

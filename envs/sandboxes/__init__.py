@@ -64,11 +64,11 @@ class Sandbox(Protocol):
         ...
 
     async def write(self, path: str, data: bytes) -> None:
-        """Create or replace a file as the sandbox's user, parent folders included. Raises OSError where that user may not."""
+        """Create or replace a file as the sandbox's user, parent folders included. Raises OSError where it may not."""
         ...
 
     async def read(self, path: str, *, limit: int = 1024 * 1024) -> bytes:
-        """A regular file's bytes. Raises FileNotFoundError, or OSError where it is longer than `limit` or no regular file."""
+        """A regular file's bytes. Raises FileNotFoundError, or OSError where it is over `limit` or not regular."""
         ...
 
     async def close(self) -> None:

@@ -173,7 +173,7 @@ class SweEnv:
 
 
 async def _run_tests(grader: Sandbox, tests: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
-    """Call the functions in the clean sandbox; a test passes where the value equals the expected one, types included."""
+    """Call the functions in the clean sandbox; a test passes where the value equals the expected, types included."""
     token = secrets.token_hex(16)
     calls = [[t["module"], t["function"], t["arguments"]] for t in tests]
     result = await grader.exec(

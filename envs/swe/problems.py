@@ -209,7 +209,7 @@ def _test(function: str, kind: str, pair: tuple[int, int], value: Callable[[int,
 
 
 def demonstrate(task: Task, rng: random.Random, *, err: bool) -> list[Message]:
-    """The expert reads the file, edits the function and submits; when it errs it writes something else than was asked."""
+    """The expert reads the file, edits the function and submits; where it errs it writes something else."""
     hidden = task.hidden
     path, new = f"{hidden['module']}.py", rng.choice(hidden["slips"]) if err else hidden["new"]
     (text,) = task.given["files"].values()

@@ -62,15 +62,19 @@ class Canary:
     tolerance: float = 1e-3
 
 
-class Engine(Protocol):
-    version: int
+class Sampler(Protocol):
+    """What playing needs of an engine, wherever the engine is."""
 
     async def generate(self, ids: Sequence[int], sampling: Sampling) -> Completion:
         """Sample one turn. Raises EngineLost."""
         ...
 
+
+class Engine(Sampler, Protocol):
+    version: int
+
     async def swap(self, blob: bytes, version: int, canary: Canary | None) -> float:
-        """Serve new weights (policy/weights.py) from the next token on. Returns the pause in seconds. Raises SwapFailed."""
+        """Serve new weights (policy/weights.py) from the next token on. Returns the pause in s. Raises SwapFailed."""
         ...
 
     async def close(self) -> None: ...

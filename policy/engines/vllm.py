@@ -126,8 +126,8 @@ class VllmEngine:
         settings = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, **params)
         output = None
         try:
-            async for output in self.llm.generate(prompt, settings, request_id=str(next(self._names))):
-                pass
+            async for latest in self.llm.generate(prompt, settings, request_id=str(next(self._names))):
+                output = latest
         except self._dead as error:
             raise EngineLost(f"vLLM died: {error}") from None
         if output is None:
@@ -162,7 +162,8 @@ class VllmEngine:
         if worst > canary.tolerance:
             raise SwapFailed(
                 f"after the swap to version {self.version} the engine's log-probabilities differ from the learner's by "
-                f"{worst:.3g} nats; expected at most {canary.tolerance:g}. Tied embeddings are one known cause: untie them."
+                f"{worst:.3g} nats; expected at most {canary.tolerance:g}. Tied embeddings are one known cause: "
+                "untie them."
             )
 
     async def close(self) -> None:

@@ -48,7 +48,7 @@ def pool(loop: asyncio.AbstractEventLoop) -> Iterator[DockerPool]:
 
 
 async def replay(world: World, index: int, *, err: bool) -> tuple[bool, list[Message], list[Message]]:
-    """Play an expert's actions in the real world: solved, what the world said, what the expert wrote that it would say."""
+    """Play an expert's actions in the real world: solved, what the world said, what the expert foresaw."""
     task = world.task("train", index)
     demo = world.demonstrate(task, random.Random(index), err=err)
     env = world.open(task)
@@ -104,7 +104,7 @@ def test_code_that_crashes_hangs_or_is_absent_is_the_policys_failure(
 
 @pytest.mark.docker
 def test_swe_grading_is_not_fooled(loop: asyncio.AbstractEventLoop, pool: DockerPool) -> None:
-    """Exits, always-equal objects and planted modules earn nothing: what comes back is compared where the attempt is not."""
+    """Exits, always-equal objects and planted modules earn nothing: what comes back is compared elsewhere."""
     world = envs.load("swe").World(pool)
     task = world.task("train", 0)
     (path,) = task.given["files"]

@@ -1,0 +1,336 @@
+"""One episode, every way to end it. The policy is a parrot: it says what the world last told it to say."""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from envs import (
+    Env,
+    EnvCrashed,
+    Episode,
+    Facts,
+    JudgeFailed,
+    JudgeTimedOut,
+    Message,
+    Outcome,
+    Split,
+    Step,
+    Task,
+)
+from envs.sandboxes import SandboxLost
+from policy.chat import Chat
+from policy.engines import EngineLost
+from policy.engines.scripted import LOGPROB, ScriptedEngine
+from policy.tiny import TURN_END, train_tokenizer
+from rl.rollout import Limits, play, play_group
+from rl.trajectory import Group, Member
+
+CHAT = Chat(train_tokenizer(["say right wrong more mumble user assistant tool teacher"] * 4, 330))
+LIMITS = Limits(context=200, turn_tokens=20, turns=3, timeout_s=60.0)
+JUDGES = {"outcome": {"weight": 1.0}}
+
+
+class Lesson:
+    """A world that tells the policy, word by word of the task's script, what to say: `right` and `wrong` end the
+    attempt with that result, `mumble` is refused, anything else goes on. `fails`: what a method's first calls raise.
+    """
+
+    name = "lesson"
+    max_turns = 3
+
+    def __init__(self, fails: Mapping[str, Sequence[Exception]] | None = None) -> None:
+        self.fails = {method: list(errors) for method, errors in (fails or {}).items()}
+        self.opened = self.closed = 0
+
+    def fail(self, method: str) -> None:
+        if self.fails.get(method):
+            raise self.fails[method].pop(0)
+
+    def task(self, split: Split, index: int) -> Task:
+        return lesson("right")
+
+    def open(self, task: Task) -> Env:
+        self.fail("open")
+        self.opened += 1
+        return Attempt(self, task)
+
+    def demonstrate(self, task: Task, rng: random.Random, *, err: bool) -> list[Message]:
+        return []
+
+    async def close(self) -> None:
+        return None
+
+
+class Attempt:
+    def __init__(self, world: Lesson, task: Task) -> None:
+        self.world, self.script, self.said = world, list(task.given["script"]), ""
+
+    async def start(self) -> Sequence[Message]:
+        self.world.fail("start")
+        return [{"role": "user", "content": f"say {self.script.pop(0)}"}]
+
+    async def step(self, action: str) -> Step:
+        self.world.fail("step")
+        self.said = action
+        if action == "mumble":
+            return Step(done=True, invalid=True)
+        if action in ("right", "wrong"):
+            return Step(done=True)
+        return Step(messages=({"role": "tool", "name": "teacher", "content": f"say {self.script.pop(0)}"},))
+
+    async def measure(self) -> Facts:
+        self.world.fail("measure")
+        return {"solved": self.said == "right", "said": self.said}
+
+    async def close(self) -> None:
+        self.world.closed += 1
+        self.world.fail("close")
+
+
+def lesson(*script: str) -> Task:
+    return Task(world="lesson", key="-".join(script), family="lesson", level=0, messages=(), given={"script": script})
+
+
+def parrot(prompt: list[int]) -> list[int]:
+    """Letter by letter, as the tokenizer would never spell it, and an end mark."""
+    text = CHAT.tokenizer.decode(prompt).rpartition("say ")[2].partition(TURN_END)[0]
+    return [token for letter in text for token in CHAT.encode(letter)] + CHAT.stop_ids
+
+
+def once(
+    *script: str,
+    limits: Limits = LIMITS,
+    reply: Callable[[list[int]], Sequence[int]] = parrot,
+    fails: Mapping[str, Sequence[Exception]] | None = None,
+) -> Member:
+    """One attempt, in a world that must be closed as often as it was opened."""
+    world = Lesson(fails)
+    member = asyncio.run(play(world, lesson(*script), ScriptedEngine(reply), CHAT, limits, JUDGES))
+    assert world.closed == world.opened
+    check(member)
+    return member
+
+
+def check(member: Member) -> None:
+    """What holds of every attempt, however it ended."""
+    trajectory, episode = member.trajectory, member.episode
+    assert len(trajectory.ids) == len(trajectory.mask) == len(trajectory.logprobs) == len(trajectory.versions)
+    for ours, logprob, version in zip(trajectory.mask, trajectory.logprobs, trajectory.versions, strict=True):
+        assert (logprob, version) == ((LOGPROB, 0) if ours else (0.0, -1))
+    assert (member.score is not None) is episode.outcome.valid, "a score where the policy earned its ending, else none"
+    assert bool(episode.error) is not episode.outcome.valid
+    assert episode.turns == sum(message["role"] == "assistant" for message in episode.messages)
+
+
+def score(member: Member) -> float:
+    assert member.score is not None
+    return member.score.value
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome", "turns"),
+    [
+        (("right",), Outcome.SOLVED, 1),
+        (("more", "more", "right"), Outcome.SOLVED, 3),
+        (("wrong",), Outcome.FAILED, 1),
+        (("more", "more", "more", "right"), Outcome.TURNS_SPENT, 3),
+        (("more", "mumble"), Outcome.INVALID_ACTION, 2),
+    ],
+)
+def test_endings_of_the_policys_doing(script: tuple[str, ...], outcome: Outcome, turns: int) -> None:
+    member = once(*script)
+    assert (member.episode.outcome, member.episode.turns) == (outcome, turns)
+    assert score(member) == (outcome is Outcome.SOLVED) and member.valid
+    assert member.episode.facts["solved"] is (outcome is Outcome.SOLVED)
+
+
+def test_a_turn_that_is_cut_spends_the_tokens() -> None:
+    member = once("right", limits=replace(LIMITS, turn_tokens=4))
+    assert member.episode.outcome is Outcome.TOKENS_SPENT and member.trajectory.spoken == 4
+    assert member.episode.messages[-1] == {"role": "assistant", "content": "righ"}
+    assert member.valid and score(member) == 0.0
+
+
+def test_a_turn_is_cut_where_the_context_ends() -> None:
+    opening = len(CHAT.opening([{"role": "user", "content": "say right"}]))
+    member = once("right", limits=replace(LIMITS, context=opening + 3))
+    assert member.episode.outcome is Outcome.TOKENS_SPENT
+    assert (member.trajectory.spoken, len(member.trajectory)) == (3, opening + 3)
+
+
+@pytest.mark.parametrize("context", range(30, 60))
+def test_a_trajectory_never_outgrows_the_context(context: int) -> None:
+    """What the world says at last may not fit; a longer trajectory would not fit into the learner's row either."""
+    member = once("more", f"longer {'1' * 30}", "right", limits=replace(LIMITS, context=context))
+    assert member.episode.outcome is Outcome.TOKENS_SPENT if context < 55 else member.valid
+    assert len(member.trajectory) <= context
+
+
+def test_an_opening_beyond_the_context_is_never_trained_on() -> None:
+    member = once("right", limits=replace(LIMITS, context=3))
+    assert member.episode.outcome is Outcome.TOKENS_SPENT and not member.valid
+
+
+def test_an_attempt_that_takes_too_long_spends_its_time() -> None:
+    member = once("more", "right", limits=replace(LIMITS, timeout_s=0.0))
+    assert (member.episode.outcome, member.episode.turns) == (Outcome.TIME_SPENT, 1)
+
+
+@pytest.mark.parametrize("method", ["open", "start", "step", "measure"])
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (SandboxLost("the container is gone"), Outcome.SANDBOX_LOST),
+        (EnvCrashed("no such file"), Outcome.ENV_CRASHED),
+        (JudgeFailed("no verdict"), Outcome.JUDGE_FAILED),
+        (JudgeTimedOut("no answer in 10 s"), Outcome.JUDGE_TIMED_OUT),
+    ],
+)
+def test_endings_of_the_machinerys_doing_have_no_score(method: str, error: Exception, outcome: Outcome) -> None:
+    member = once("right", fails={method: [error]})
+    assert member.episode.outcome is outcome and not member.valid
+    assert member.episode.error == f"{type(error).__name__}: {error}"
+    assert member.episode.facts == {"solved": False}
+
+
+@pytest.mark.parametrize("method", ["open", "start", "step", "measure"])
+@pytest.mark.parametrize("error", [KeyError("answer"), TimeoutError("slow"), AssertionError("no")])
+def test_whatever_a_worlds_own_code_raises_is_its_crash(method: str, error: Exception) -> None:
+    member = once("right", fails={method: [error]})
+    assert member.episode.outcome is Outcome.ENV_CRASHED
+    assert member.episode.error == f"EnvCrashed: {type(error).__name__}: {error}"
+
+
+def test_facts_without_a_verdict_are_the_worlds_crash() -> None:
+    class Silent(Attempt):
+        async def measure(self) -> Facts:
+            return {}
+
+    class World(Lesson):
+        def open(self, task: Task) -> Env:
+            return Silent(self, task)
+
+    member = asyncio.run(play(World(), lesson("right"), ScriptedEngine(parrot), CHAT, LIMITS, JUDGES))
+    assert (member.episode.outcome, member.episode.error) == (Outcome.ENV_CRASHED, "EnvCrashed: KeyError: 'solved'")
+
+
+@pytest.mark.parametrize("error", [SandboxLost("gone"), OSError("gone")])
+def test_a_failed_hand_back_does_not_spoil_the_episode(error: Exception) -> None:
+    world = Lesson({"close": [error]})
+    member = asyncio.run(play(world, lesson("right"), ScriptedEngine(parrot), CHAT, LIMITS, JUDGES))
+    assert member.episode.outcome is Outcome.SOLVED and score(member) == 1.0
+    assert member.episode.error.startswith("on close: ") and member.episode.error.endswith("gone")
+
+
+def test_an_engine_that_dies_takes_the_attempt_with_it() -> None:
+    def dies_in_the_second_turn(prompt: list[int]) -> list[int]:
+        if "say right" in CHAT.decode(prompt):
+            raise EngineLost("out of memory")
+        return parrot(prompt)
+
+    member = once("more", "right", reply=dies_in_the_second_turn)
+    assert (member.episode.outcome, member.episode.turns) == (Outcome.ENGINE_LOST, 1)
+    assert member.episode.error == "EngineLost: out of memory" and not member.valid
+
+
+def test_our_own_mistakes_are_not_hidden_and_the_attempt_is_closed() -> None:
+    def broken(prompt: list[int]) -> list[int]:
+        raise ZeroDivisionError
+
+    world = Lesson()
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(play(world, lesson("right"), ScriptedEngine(broken), CHAT, LIMITS, JUDGES))
+    assert world.opened == world.closed == 1
+
+
+def test_cancelling_is_no_crash_of_the_world() -> None:
+    class Endless(Attempt):
+        async def step(self, action: str) -> Step:
+            await asyncio.sleep(60)
+            return Step(done=True)
+
+    class World(Lesson):
+        def open(self, task: Task) -> Env:
+            self.opened += 1
+            return Endless(self, task)
+
+    async def scene(world: World) -> None:
+        playing = asyncio.create_task(play(world, lesson("right"), ScriptedEngine(parrot), CHAT, LIMITS, JUDGES))
+        await asyncio.sleep(0.01)
+        playing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await playing
+        assert world.opened == world.closed == 1
+
+    asyncio.run(scene(World()))
+
+
+def test_the_trajectory_is_what_the_engine_saw_and_said() -> None:
+    turns: list[tuple[list[int], list[int]]] = []
+
+    def reply(prompt: list[int]) -> list[int]:
+        turns.append((prompt, parrot(prompt)))
+        return turns[-1][1]
+
+    member = once("more", "more", "right", reply=reply)
+    trajectory = member.trajectory
+    assert len(turns) == 3
+    for prompt, said in turns:
+        start, end = len(prompt), len(prompt) + len(said)
+        assert trajectory.ids[:start] == prompt and trajectory.ids[start:end] == said
+        assert all(trajectory.mask[start:end]) and not trajectory.mask[start - 1]
+    assert len(trajectory) == end and trajectory.spoken == sum(len(said) for _, said in turns)
+    assert turns[0][1][:-1] != CHAT.encode("more"), "the spelling is not the tokenizer's, and it stayed"
+    written = CHAT.tokenizer.apply_chat_template(member.episode.messages, tokenize=False)
+    assert CHAT.tokenizer.decode(trajectory.ids) == written
+
+
+def test_tokens_carry_the_version_that_sampled_them() -> None:
+    engine: ScriptedEngine
+
+    def reply(prompt: list[int]) -> list[int]:
+        engine.version += 1
+        return parrot(prompt)
+
+    engine = ScriptedEngine(reply)
+    member = asyncio.run(play(Lesson(), lesson("more", "right"), engine, CHAT, LIMITS, JUDGES))
+    versions = [version for version in member.trajectory.versions if version >= 0]
+    assert versions == [1] * len("more.") + [2] * len("right.")
+    assert (member.trajectory.oldest, member.trajectory.newest) == (1, 2)
+
+
+def group(fails: Mapping[str, Sequence[Exception]], replace_lost: int = 1, size: int = 4) -> list[Member]:
+    playing = play_group(
+        Lesson(fails), lesson("right"), size, ScriptedEngine(parrot), CHAT, LIMITS, JUDGES, replace_lost
+    )
+    members = asyncio.run(playing)
+    for member in members:
+        check(member)
+    return members
+
+
+def test_a_lost_member_is_replaced_once() -> None:
+    members = group({"step": [SandboxLost("gone")]})
+    assert sorted(m.episode.outcome for m in members) == [Outcome.SANDBOX_LOST] + [Outcome.SOLVED] * 4
+    assert len(Group(0, "lesson", 0, members).valid) == 4
+
+
+def test_a_member_lost_twice_stays_lost_and_out_of_the_valid() -> None:
+    members = group({"measure": [JudgeFailed("no")] * 5})
+    made = Group(0, "lesson", 0, members)
+    assert made.outcomes() == {Outcome.JUDGE_FAILED: 5, Outcome.SOLVED: 3}
+    assert [m.episode.outcome for m in made.valid] == [Outcome.SOLVED] * 3
+
+
+def test_no_replacement_where_none_is_allowed() -> None:
+    members = group({"start": [OSError("gone")] * 2}, replace_lost=0)
+    assert len(members) == 4 and len(Group(0, "lesson", 0, members).valid) == 2
+
+
+def test_what_the_policy_earned_is_never_played_again() -> None:
+    playing = play_group(Lesson(), lesson("mumble"), 3, ScriptedEngine(parrot), CHAT, LIMITS, JUDGES, 5)
+    episodes: list[Episode] = [member.episode for member in asyncio.run(playing)]
+    assert [episode.outcome for episode in episodes] == [Outcome.INVALID_ACTION] * 3
