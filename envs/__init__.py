@@ -124,6 +124,8 @@ class Step:
     done: bool = False
     invalid: bool = False
     """The action could not be understood and the world ends the attempt for it."""
+    seconds: float = 0.0
+    """How long the action itself ran, without queues: all that a time budget counts; a slow machine spends none."""
 
 
 @dataclass(slots=True, kw_only=True)

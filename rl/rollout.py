@@ -29,7 +29,7 @@ class Limits:
     turn_tokens: int
     turns: int
     timeout_s: float
-    """Seconds of the whole attempt, waiting for the engine and for a sandbox included; looked at between turns."""
+    """Seconds that the policy's actions may run in all; queues, engines and measuring are the machinery's time."""
     temperature: float = 1.0
     top_p: float = 1.0
 
@@ -61,6 +61,7 @@ async def _attempt(
 ) -> tuple[Outcome, Facts]:
     spent = _Clock(episode.seconds)
     unsolved: Facts = {"solved": False}
+    acted_s = 0.0
     with spent.on("env"), _of_the_world():
         episode.messages = list(await env.start())
     trajectory.hear(chat.opening(episode.messages))
@@ -87,7 +88,8 @@ async def _attempt(
             break
         if episode.turns >= limits.turns:
             return Outcome.TURNS_SPENT, unsolved
-        if spent.total > limits.timeout_s:
+        acted_s += step.seconds
+        if acted_s > limits.timeout_s:
             return Outcome.TIME_SPENT, unsolved
         episode.messages += step.messages
         heard = chat.answer(step.messages, said.ids)
@@ -139,10 +141,6 @@ class _Clock:
     def __exit__(self, *_: object) -> None:
         self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.monotonic() - self._began
 
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())
-
 
 async def play_group(
     world: World,
@@ -154,7 +152,7 @@ async def play_group(
     judges: Mapping[str, Mapping[str, Any]],
     replace_lost: int,
 ) -> list[Member]:
-    """`size` attempts at one task, side by side; what the machinery lost is played again, `replace_lost` times at most."""
+    """`size` attempts at one task, side by side; one the machinery lost is played again, up to `replace_lost` times."""
 
     async def member() -> list[Member]:
         tries = [await play(world, task, engine, chat, limits, judges)]

@@ -70,16 +70,17 @@ class MathEnv:
         if call.name != "python":
             return Step(done=True, invalid=True)
         self.tool_uses += 1
-        return Step(messages=({"role": "tool", "name": "python", "content": await self._python(call.body)},))
+        said, seconds = await self._python(call.body)
+        return Step(messages=({"role": "tool", "name": "python", "content": said},), seconds=seconds)
 
-    async def _python(self, code: str) -> str:
+    async def _python(self, code: str) -> tuple[str, float]:
         if self.sandbox is None:
             self.sandbox = await self.sandboxes.acquire()
         result = await self.sandbox.exec(["python3", "-I", "-"], stdin=code.encode(), timeout_s=TOOL_TIMEOUT_S)
         if result.timed_out:
-            return f"timed out after {TOOL_TIMEOUT_S:g} s"
+            return f"timed out after {TOOL_TIMEOUT_S:g} s", result.duration_s
         text = result.stdout if result.exit_code == 0 else result.stderr.strip().split(b"\n")[-1]
-        return text.decode(errors="replace").strip()[:TOOL_OUTPUT_CHARS] or "no output"
+        return text.decode(errors="replace").strip()[:TOOL_OUTPUT_CHARS] or "no output", result.duration_s
 
     async def measure(self) -> Facts:
         answer = problems.last_boxed(self.last_action)

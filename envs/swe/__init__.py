@@ -90,8 +90,11 @@ class SweEnv:
             self.submitted = True
             return Step(done=True)
         sandbox = await self._working()
-        text = await (self._bash if call.name == "bash" else self._edit)(sandbox, call.body)
-        return Step(messages=({"role": "tool", "name": call.name, "content": text},))
+        if call.name == "bash":
+            text, seconds = await self._bash(sandbox, call.body)
+        else:
+            text, seconds = await self._edit(sandbox, call.body), 0.0
+        return Step(messages=({"role": "tool", "name": call.name, "content": text},), seconds=seconds)
 
     async def _working(self) -> Sandbox:
         """The attempt's sandbox with the package in it, taken at the first tool call."""
@@ -101,12 +104,14 @@ class SweEnv:
                 await self.sandbox.write(f"/work/{path}", text.encode())
         return self.sandbox
 
-    async def _bash(self, sandbox: Sandbox, command: str) -> str:
+    async def _bash(self, sandbox: Sandbox, command: str) -> tuple[str, float]:
         result = await sandbox.exec(command, timeout_s=COMMAND_TIMEOUT_S, max_output=OBSERVATION_CHARS)
         text = (result.stdout + result.stderr).decode(errors="replace").rstrip("\n")[:OBSERVATION_CHARS]
         if result.timed_out:
-            return f"{text}\ntimed out after {COMMAND_TIMEOUT_S:g} s".lstrip()
-        return text if result.exit_code == 0 else f"{text}\nexit code {result.exit_code}".lstrip()
+            text = f"{text}\ntimed out after {COMMAND_TIMEOUT_S:g} s".lstrip()
+        elif result.exit_code != 0:
+            text = f"{text}\nexit code {result.exit_code}".lstrip()
+        return text, result.duration_s
 
     async def _edit(self, sandbox: Sandbox, body: str) -> str:
         edit = parse_edit(body)

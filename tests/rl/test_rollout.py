@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -79,7 +80,8 @@ class Attempt:
             return Step(done=True, invalid=True)
         if action in ("right", "wrong"):
             return Step(done=True)
-        return Step(messages=({"role": "tool", "name": "teacher", "content": f"say {self.script.pop(0)}"},))
+        heard = {"role": "tool", "name": "teacher", "content": f"say {self.script.pop(0)}"}
+        return Step(messages=(heard,), seconds=1.0 if action == "slow" else 0.0)
 
     async def measure(self) -> Facts:
         self.world.fail("measure")
@@ -174,9 +176,18 @@ def test_an_opening_beyond_the_context_is_never_trained_on() -> None:
     assert member.episode.outcome is Outcome.TOKENS_SPENT and not member.valid
 
 
-def test_an_attempt_that_takes_too_long_spends_its_time() -> None:
-    member = once("more", "right", limits=replace(LIMITS, timeout_s=0.0))
+def test_actions_that_run_too_long_spend_their_time() -> None:
+    member = once("slow", "right", limits=replace(LIMITS, timeout_s=0.5))
     assert (member.episode.outcome, member.episode.turns) == (Outcome.TIME_SPENT, 1)
+
+
+def test_a_slow_machine_spends_nobodys_time() -> None:
+    def late(prompt: list[int]) -> list[int]:
+        time.sleep(0.02)
+        return parrot(prompt)
+
+    member = once("more", "right", limits=replace(LIMITS, timeout_s=0.01), reply=late)
+    assert member.episode.outcome is Outcome.SOLVED and sum(member.episode.seconds.values()) > 0.01
 
 
 @pytest.mark.parametrize("method", ["open", "start", "step", "measure"])
