@@ -127,10 +127,11 @@ class Training:
         """One optimiser step; its weights in every engine; its rows in ledger and metrics."""
         began, trained_at = time.monotonic(), self.version
         learnt = await self.cluster.step(groups)
-        self.version = int(learnt["version"])
-        self.run.settle(groups, "trained", self.version)
+        version = int(learnt["version"])
+        self.run.settle(groups, "trained", version)
         learnt_at = time.monotonic()
         pause_s = await self.cluster.publish()
+        self.version = version  # only now: what is admitted from here on is sampled by these weights
         self.tokens += sum(tokens_of(group) for group in groups)
         seconds = {"learn": learnt_at - began, "publish": time.monotonic() - learnt_at, "pause": pause_s}
         row = self.window.row(groups, trained_at, learnt, seconds, self.tokens)
@@ -189,6 +190,11 @@ class Training:
 def train(settings: RunConfig, *, resume: bool) -> int:
     """Run to the end of the budget. Returns the exit code: 0 done, 130 stopped by a person."""
     began = time.monotonic()
+    if (settings.policy.temperature, settings.policy.top_p) != (1.0, 1.0):
+        raise ValueError(
+            f"got policy.temperature={settings.policy.temperature} and policy.top_p={settings.policy.top_p}; training expects "
+            "1 and 1, since the recorded log-probabilities are the policy's own"
+        )
     if resume:
         Run.check_resumable(settings.folder)
     else:
