@@ -298,8 +298,8 @@ def _ranges(config: RunConfig) -> None:
             raise ConfigError(f"got {key}={value}; expected 0 or more")
     if config.train.max_staleness < 1:
         raise ConfigError(
-            f"got train.max_staleness={config.train.max_staleness}; expected at least 1, since what is played during a step "
-            "is one step old after it; train.sync=true is the run without staleness"
+            f"got train.max_staleness={config.train.max_staleness}; expected at least 1, since what is played during a "
+            "step is one step old after it; train.sync=true is the run without staleness"
         )
     if not 0 < config.policy.top_p <= 1:
         raise ConfigError(f"got policy.top_p={config.policy.top_p}; expected more than 0, at most 1")

@@ -192,8 +192,8 @@ def train(settings: RunConfig, *, resume: bool) -> int:
     began = time.monotonic()
     if (settings.policy.temperature, settings.policy.top_p) != (1.0, 1.0):
         raise ValueError(
-            f"got policy.temperature={settings.policy.temperature} and policy.top_p={settings.policy.top_p}; training expects "
-            "1 and 1, since the recorded log-probabilities are the policy's own"
+            f"got policy.temperature={settings.policy.temperature} and policy.top_p={settings.policy.top_p}; "
+            "training expects 1 and 1, since the recorded log-probabilities are the policy's own"
         )
     if resume:
         Run.check_resumable(settings.folder)

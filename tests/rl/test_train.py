@@ -1,4 +1,4 @@
-"""The loops of the driver over a stand-in cluster that learns and publishes slowly: no token is older than its bound."""
+"""The driver's loops over a stand-in cluster that learns and publishes slowly: no token is older than its bound."""
 
 import asyncio
 import random
