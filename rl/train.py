@@ -81,8 +81,9 @@ class Training:
                     playing.add(asyncio.create_task(self.play()))
                 finished = {task for task in playing if task.done()}
                 playing -= finished
-                for task in finished:
-                    task.result()
+                failed = [error for task in finished if (error := task.exception())]
+                if failed:
+                    raise failed[0]
                 await asyncio.sleep(0.01)
         finally:
             for task in playing:
