@@ -128,13 +128,15 @@ def _fit(
 ) -> None:
     import torch
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
+    from transformers.utils.logging import disable_progress_bar
     from trl import SFTConfig, SFTTrainer
 
     from policy.model import DOCUMENTS
 
     warm = settings.warmstart
     model.set_attn_implementation(DOCUMENTS)
+    disable_progress_bar()  # the page shows progress
 
     class Report(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -176,4 +178,5 @@ def _fit(
             remove_unused_columns=False,
         ),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
