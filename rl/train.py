@@ -8,7 +8,6 @@ import asyncio
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rl import algorithms, config, evaluate, metrics, warmstart
@@ -196,38 +195,38 @@ def train(settings: RunConfig, *, resume: bool) -> int:
             f"got policy.temperature={settings.policy.temperature} and policy.top_p={settings.policy.top_p}; "
             "training expects 1 and 1, since the recorded log-probabilities are the policy's own"
         )
-    if resume:
-        Run.check_resumable(settings.folder)
-    else:
-        Run.check_new(settings.folder)
+    (Run.check_resumable if resume else Run.check_new)(settings.folder)
     preflight(settings)
-    with Page(settings) as page:
-        warm_s = 0.0
-        if settings.policy.model is None:
-            model, warm_s = warmstart.ensure(settings, page)
-        else:
-            model = Path(settings.policy.model)
-        run = Run.reopen(settings.folder) if resume else Run.create(settings.folder)
+    run = Run.reopen(settings.folder) if resume else Run.create(settings.folder)
+    try:
         if not resume:
             config.save(settings, run.folder / "config.yaml")
-        try:
-            stopped = asyncio.run(_drive(settings, run, page, str(model)))
-        finally:
-            run.close()
-        rows = run.rows("metrics.jsonl")
-        before = run.summary()
-        run.summarise(
-            {
-                "wall_s": before.get("wall_s", 0.0) + time.monotonic() - began,
-                "warmstart_s": warm_s or before.get("warmstart_s", 0.0),
-                "steps": rows[-1]["step"] if rows else 0,
-                "tokens": rows[-1]["tokens"] if rows else 0,
-                "first_step_s": before.get("first_step_s") or (rows and page.first_step_s) or None,
-                "leaked_containers": leaked(run.folder.name),
-                "stopped": stopped,
-            }
-        )
+        with Page(settings) as page:
+            model, warm_s = settings.policy.model, 0.0
+            if model is None:
+                folder, warm_s = warmstart.ensure(settings, page)
+                model = str(folder)
+            stopped = asyncio.run(_drive(settings, run, page, model))
+        _summarise(run, time.monotonic() - began, warm_s, page.first_step_s, stopped)
+    finally:
+        run.close()
     return 130 if stopped else 0
+
+
+def _summarise(run: Run, wall_s: float, warm_s: float, first_step_s: float | None, stopped: bool) -> None:
+    """Write the run's figures; those of a resumed run go on from where they were."""
+    rows, before = run.rows("metrics.jsonl"), run.summary()
+    run.summarise(
+        {
+            "wall_s": before.get("wall_s", 0.0) + wall_s,
+            "warmstart_s": warm_s or before.get("warmstart_s", 0.0),
+            "steps": rows[-1]["step"] if rows else 0,
+            "tokens": rows[-1]["tokens"] if rows else 0,
+            "first_step_s": before.get("first_step_s") or first_step_s,
+            "leaked_containers": leaked(run.folder.name),
+            "stopped": stopped,
+        }
+    )
 
 
 async def _drive(settings: RunConfig, run: Run, page: Page, model: str) -> bool:
