@@ -2,9 +2,11 @@
 
     python -m benchmarks.throughput [--json] [--steps 12]
 
-Mathematics alone, one turn, no tool, float32. A token is a token of a played episode, prompt included; the clock runs
-from the end of the second step to the end of the last, so that neither side pays for its start. Both sample at
-temperature 1, in groups of 8, and take one optimiser step on each batch of about the same number of episodes.
+Mathematics alone, one turn, no tool, float32, twice: answers with their working, whose lengths differ by a factor of ten
+as those of a reasoning policy do (`ratio`), and bare answers of seven tokens, the worst case for anything asynchronous
+(`ratio_bare`). A token is a token of a played episode, prompt included; the clock runs from the end of the second step
+to the end of the last, so that neither side pays for its start. Both sample at temperature 1, in groups of 8, and take
+one optimiser step on each batch of about the same number of episodes.
 """
 
 from __future__ import annotations
@@ -26,28 +28,33 @@ GROUP = 8
 EPISODES = 128
 """Of one step of TRL's; ours takes the tokens that as many episodes sample."""
 SKIP = 2
-OVERRIDES = [
-    "policy.turn_tokens=32",
-    "policy.context=128",
-    "warmstart.steps=900",
-    "train.steps={steps}",
-    "eval.tasks=8",
-]
 CONFIG = """
-name: throughput
-worlds: {math: {args: {levels: [0, 1], python_tool: false}}}
-learner: {lr: 2e-4, batch_tokens: 700}
-engine: {max_sequences: 192, args: {block_size: 32}}
-train: {groups: 24, checkpoint_every: 1000}
+name: {kind}
+worlds: {{math: {{args: {{families: {families}, levels: [0, 1, 2], python_tool: false}}}}}}
+policy: {{turn_tokens: {turn_tokens}, context: {context}}}
+warmstart: {{steps: {warm}, row_tokens: {row_tokens}}}
+learner: {{lr: 2e-4, batch_tokens: {batch_tokens}}}
+engine: {{max_sequences: 192, args: {{block_size: 32}}}}
+train: {{steps: {steps}, groups: 24, checkpoint_every: 1000}}
+eval: {{tasks: 8}}
 """
+KINDS = {
+    "worked": {"families": "[chain]", "turn_tokens": 160, "context": 288, "batch_tokens": 6000, "warm": 600, "row_tokens": 288},
+    "bare": {
+        "families": "[arithmetic, compare, word]",
+        "turn_tokens": 32,
+        "context": 128,
+        "batch_tokens": 700,
+        "warm": 900,
+        "row_tokens": 208,
+    },
+}
 
 
-def settings_for(folder: Path, steps: int) -> config.RunConfig:
-    path = folder / "throughput.yaml"
-    path.write_text(CONFIG)
-    return config.load(
-        path, [*(o.format(steps=steps) for o in OVERRIDES), f"runs={folder}", "warmstart.cache=.cache/warmstart"]
-    )
+def settings_for(kind: str, folder: Path, steps: int) -> config.RunConfig:
+    path = folder / f"{kind}.yaml"
+    path.write_text(CONFIG.format(kind=kind, steps=steps, **KINDS[kind]))
+    return config.load(path, [f"runs={folder}", "warmstart.cache=.cache/warmstart"])
 
 
 def ours(settings: config.RunConfig) -> dict[str, float]:
@@ -132,22 +139,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--kind", choices=KINDS, help="only this kind of answer")
     args = parser.parse_args()
     if args.steps <= SKIP:
         parser.error(f"got --steps {args.steps}; expected more than {SKIP}")
-    with tempfile.TemporaryDirectory(prefix="touchstone-bench-") as folder:
-        settings = settings_for(Path(folder), args.steps)
-        with Page(settings) as page:
-            model, _ = warmstart.ensure(settings, page)
-        peer = trl(settings, model, args.steps)
-        us = ours(settings)
-    found = {"ratio": us["tokens_per_s"] / peer["tokens_per_s"], "touchstone": us, "trl": peer}
+    found: dict[str, Any] = {}
+    for kind in KINDS if args.kind is None else [args.kind]:
+        with tempfile.TemporaryDirectory(prefix="touchstone-bench-") as folder:
+            settings = settings_for(kind, Path(folder), args.steps)
+            with Page(settings) as page:
+                model, _ = warmstart.ensure(settings, page)
+            peer = trl(settings, model, args.steps)
+            us = ours(settings)
+        name = "ratio" if kind == "worked" else f"ratio_{kind}"
+        found |= {name: us["tokens_per_s"] / peer["tokens_per_s"], kind: {"touchstone": us, "trl": peer}}
     if args.json:
         print(json.dumps(found))
         return 0
-    for name in ("touchstone", "trl"):
-        print(f"{name:<12}" + "  ".join(f"{value:8.1f} {key}" for key, value in found[name].items()))  # type: ignore[attr-defined]
-    print(f"ratio       {found['ratio']:.2f}")
+    for kind in KINDS.keys() & found.keys():
+        for name, figures in found[kind].items():
+            print(f"{kind:<8}{name:<12}" + "  ".join(f"{value:8.1f} {key}" for key, value in figures.items()))
+    print("  ".join(f"{name} {value:.2f}" for name, value in found.items() if name.startswith("ratio")))
     return 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from envs import Message, Split, Task, heldout
 
-FAMILIES = ("arithmetic", "compare", "word")
+FAMILIES = ("arithmetic", "compare", "word", "chain")
 
 NAMES = ("Ann", "Ben", "Eva", "Ida", "Leo", "Max", "Mia", "Tom")
 THINGS = ("apples", "books", "cards", "coins", "pens", "stamps")
@@ -22,6 +22,8 @@ STORIES = (
 )
 LARGEST = (20, 50, 99)
 """Largest number in a problem, by level."""
+LINKS = ((2, 4), (3, 8), (6, 14))
+"""Fewest and most operations of a chain, by level."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Problem:
     answer: int
     slips: tuple[str, ...]
     """Expressions that a careless reader would compute instead."""
+    working: tuple[str, ...] = ()
+    """The lines of a worked answer, where there is more to it than one operation."""
 
 
 def _arithmetic(rng: random.Random, level: int) -> Problem:
@@ -64,10 +68,26 @@ def _word(rng: random.Random, level: int) -> Problem:
     return Problem(f"word/{STORIES.index((story, op))}/{a},{b}", question, text, _value(text), slips)
 
 
+def _chain(rng: random.Random, level: int) -> Problem:
+    """Operations to carry out one after the other: the worked answer is as long as the problem."""
+    start = value = rng.randint(2, 9)
+    told, text, working = [f"Start with {start}"], str(start), []
+    for _ in range(rng.randint(*LINKS[level])):
+        op, operand = rng.choice("+-"), rng.randint(1, 9)
+        if not 0 <= value + (operand if op == "+" else -operand) <= LARGEST[level]:
+            op = "-" if op == "+" else "+"
+        told.append(f"{'add' if op == '+' else 'take away'} {operand}")
+        text = f"{text} {op} {operand}"
+        working.append(f"{value} {op} {operand} = {_value(text)}")
+        value = _value(text)
+    return Problem(f"chain/{text}", ", ".join(told) + ".", text, value, (text[:-4],), tuple(working))
+
+
 _MAKERS: dict[str, Callable[[random.Random, int], Problem]] = {
     "arithmetic": _arithmetic,
     "compare": _compare,
     "word": _word,
+    "chain": _chain,
 }
 
 
@@ -102,14 +122,26 @@ class Stream:
             family=family,
             level=level,
             messages=({"role": "user", "content": f"{problem.question} {ask}"},),
-            hidden={"answer": str(problem.answer), "expression": problem.expression, "slips": list(problem.slips)},
+            hidden={
+                "answer": str(problem.answer),
+                "expression": problem.expression,
+                "slips": list(problem.slips),
+                "working": list(problem.working),
+            },
         )
 
 
 def demonstrate(task: Task, rng: random.Random, *, err: bool, python_tool: bool) -> list[Message]:
-    """The expert computes with the tool where it has one; when it errs it misreads the problem or skips the tool."""
+    """The expert computes with the tool where it has one and else shows its working; when it errs it misreads the
+    problem, leaves out the last line, or skips the tool.
+    """
     expression, answer = task.hidden["expression"], task.hidden["answer"]
     messages = list(task.messages)
+    working = task.hidden["working"]
+    if working and not python_tool:
+        lines = working[:-1] if err else working
+        answer = lines[-1].split()[-1]
+        return [*messages, {"role": "assistant", "content": "\n".join([*lines, f"\\boxed{{{answer}}}"])}]
     if err and (not python_tool or rng.random() < 0.3):
         return [*messages, {"role": "assistant", "content": f"\\boxed{{{_guess(int(answer), rng)}}}"}]
     if err:
