@@ -2,11 +2,11 @@
 
     python -m benchmarks.throughput [--json] [--steps 12]
 
-Mathematics alone, one turn, no tool, float32, twice: answers with their working, whose lengths differ by a factor of ten
-as those of a reasoning policy do (`ratio`), and bare answers of seven tokens, the worst case for anything asynchronous
-(`ratio_bare`). A token is a token of a played episode, prompt included; the clock runs from the end of the second step
-to the end of the last, so that neither side pays for its start. Both sample at temperature 1, in groups of 8, and take
-one optimiser step on each batch of about the same number of episodes.
+Mathematics alone, one turn, no tool, float32, twice: answers with their working, whose lengths differ by a factor of
+ten as those of a reasoning policy do (`ratio`), and bare answers of seven tokens, the worst case for anything
+asynchronous (`ratio_bare`). A token is a token of a played episode, prompt included; the clock runs from the end of the
+second step to the end of the last, so that neither side pays for its start. Both sample at temperature 1, in groups of
+8, and take one optimiser step on each batch of about the same number of episodes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,14 @@ train: {{steps: {steps}, groups: 24, checkpoint_every: 1000}}
 eval: {{tasks: 8}}
 """
 KINDS = {
-    "worked": {"families": "[chain]", "turn_tokens": 160, "context": 288, "batch_tokens": 6000, "warm": 600, "row_tokens": 288},
+    "worked": {
+        "families": "[chain]",
+        "turn_tokens": 160,
+        "context": 288,
+        "batch_tokens": 6000,
+        "warm": 600,
+        "row_tokens": 288,
+    },
     "bare": {
         "families": "[arithmetic, compare, word]",
         "turn_tokens": 32,
@@ -74,6 +82,7 @@ def ours(settings: config.RunConfig) -> dict[str, float]:
 
 def trl(settings: config.RunConfig, model: Path, steps: int) -> dict[str, float]:
     """TRL's trainer on the same stream of tasks; its reward is the same verdict, taken in its own process."""
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")  # which it does not use here
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback

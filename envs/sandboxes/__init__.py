@@ -3,7 +3,7 @@
 A non-zero exit, a timeout or a memory kill is a result, never an exception. Only trouble of the machinery raises:
 
     SandboxError (a MachineryError; the episode ends as `sandbox_lost`)
-    ├── SandboxLost           this sandbox died or broke its protocol; take another
+    ├── SandboxLost           this sandbox died, broke its protocol or found no core to run on; take another
     └── SandboxUnavailable    the engine cannot give one now; the message says what to do
 """
 
@@ -42,6 +42,9 @@ class ExecResult:
     timed_out: bool = False
     oom: bool = False
     duration_s: float = 0.0
+    """By the clock, less the time in which it stood ready and found no core: a busy machine makes nothing time out."""
+    cpu_s: float = 0.0
+    """CPU time of all its processes."""
 
 
 class Sandbox(Protocol):

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 GRACE_S = 15.0
 """How much later than asked the supervisor may answer before its container counts as lost."""
 START_S = 60.0
+PATIENCE = 10.0
+"""A command that finds no core is waited for this many times as long as it may run; then the machine is to blame."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,9 +77,8 @@ class DockerSandbox:
         reply, body = await self._call(
             "exec",
             bytes(stdin),
-            wait_s=timeout_s,
-            argv=argv if isinstance(argv, str) else list(argv),
             timeout_s=timeout_s,
+            argv=argv if isinstance(argv, str) else list(argv),
             cwd=cwd,
             env=dict(env or {}),
             max_output=max_output,
@@ -92,24 +93,29 @@ class DockerSandbox:
             timed_out=reply["timed_out"],
             oom=reply["oom"],
             duration_s=reply["duration_s"],
+            cpu_s=reply["cpu_s"],
         )
 
     async def write(self, path: str, data: bytes) -> None:
         if len(data) > MAX_BODY:
             raise OSError(errno.EFBIG, f"got {len(data)} bytes, expected at most {MAX_BODY}", path)
-        _raise_errno((await self._call("write", bytes(data), wait_s=10.0, path=path))[0], path)
+        _raise_errno((await self._call("write", bytes(data), timeout_s=10.0, path=path))[0], path)
 
     async def read(self, path: str, *, limit: int = 1024 * 1024) -> bytes:
-        reply, body = await self._call("read", wait_s=10.0, path=path, limit=min(limit, MAX_BODY))
+        reply, body = await self._call("read", timeout_s=10.0, path=path, limit=min(limit, MAX_BODY))
         _raise_errno(reply, path)
         return body
 
-    async def _call(self, op: str, body: bytes = b"", *, wait_s: float, **request: Any) -> tuple[dict[str, Any], bytes]:
+    async def _call(
+        self, op: str, body: bytes = b"", *, timeout_s: float, **request: Any
+    ) -> tuple[dict[str, Any], bytes]:
+        give_up_s = PATIENCE * timeout_s
+        request |= {"timeout_s": timeout_s, "give_up_s": give_up_s}
         async with self._turn:
             if self._container is None:
                 raise SandboxLost(f"{op!r} in a sandbox that was closed or lost before")
             try:
-                reply, answer = await self._container.wire.call(op, body, wait_s=wait_s + GRACE_S, **request)
+                reply, answer = await self._container.wire.call(op, body, wait_s=give_up_s + GRACE_S, **request)
             except SandboxLost:
                 if self._container is not None:  # not closed meanwhile
                     self._returning = self._pool._give_back(self._container, lost=True)
@@ -117,6 +123,8 @@ class DockerSandbox:
                 raise
         if reply.get("aborted"):
             raise SandboxLost(f"the sandbox was closed during {op!r}")
+        if reply.get("starved"):
+            raise SandboxLost(f"{op!r} found no core to run on in {give_up_s:g} s, ten times what it may take")
         return reply, answer
 
     async def close(self) -> None:

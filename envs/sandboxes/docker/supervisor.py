@@ -10,7 +10,7 @@ kernel takes everything else in the container with it.
 """
 
 # Without pathlib, whose import would double the time that this file takes to start.
-# ruff: noqa: PTH101, PTH103, PTH106, PTH108, PTH110, PTH112, PTH114, PTH118, PTH120, PTH123
+# ruff: noqa: PTH101, PTH208, PTH103, PTH106, PTH108, PTH110, PTH112, PTH114, PTH118, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ CHUNK = 65536
 WORK = "/work"
 WIPED = (WORK, "/tmp", "/dev/shm", "/dev/mqueue")
 SHELL = next((path for path in ("/bin/bash", "/usr/bin/bash") if os.access(path, os.X_OK)), "/bin/sh")
+CPU_COUNTERS = {"/sys/fs/cgroup/cpu.stat": 1e-6, "/sys/fs/cgroup/cpuacct/cpuacct.usage": 1e-9}
+"""Where the container's CPU time stands, cgroup v2 and v1, and the unit in seconds."""
+TICK_S = 0.25
 OOM_COUNTERS = {"cgroup v2": "/sys/fs/cgroup/memory.events", "cgroup v1": "/sys/fs/cgroup/memory/memory.oom_control"}
 BASE_ENV = {
     "PATH": os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin"),
@@ -151,16 +154,76 @@ def become(uid: int, streams: tuple[int, int, int], cpu_s: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
+def cpu_seconds() -> float:
+    """CPU time of this container so far; where no counter can be seen, that of its processes, reaped or living."""
+    for path, unit in CPU_COUNTERS.items():
+        if os.path.exists(path):
+            with open(path, encoding="ascii") as file:
+                return int(file.readline().split()[-1]) * unit
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime + sum(seconds for _, seconds in living())
+
+
+def living() -> list[tuple[str, float]]:
+    """State letter, and CPU time in s with that of its reaped children, of every other process of the container."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and name != "1":
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="ascii", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+                found.append((fields[0], sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")))
+    return found
+
+
+class OwnTime:
+    """How long a command has been running: the clock's time, less that in which it was ready and found no core.
+
+    So a busy machine makes nothing time out. Sampled every TICK_S; what ends earlier is counted by the clock.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._at, self._cpu = time.monotonic(), cpu_seconds()
+        self._first = self._at, self._cpu
+
+    @property
+    def clock_s(self) -> float:
+        return time.monotonic() - self._first[0]
+
+    @property
+    def total_s(self) -> float:
+        return self.seconds + time.monotonic() - self._at
+
+    @property
+    def cpu_s(self) -> float:
+        return cpu_seconds() - self._first[1]
+
+    def until(self, limit_s: float) -> float:
+        """Seconds to wait before the next look."""
+        return max(0.0, min(limit_s - self.seconds, TICK_S) - (time.monotonic() - self._at))
+
+    def look(self) -> None:
+        now, cpu = time.monotonic(), cpu_seconds()
+        passed, worked = now - self._at, max(0.0, cpu - self._cpu)
+        starved = worked < passed / 2 and any(state == "R" for state, _ in living())
+        self.seconds += worked if starved else passed
+        self._at, self._cpu = now, cpu
+
+
 class Run:
     """One child under the lease's user, from fork until nobody of it is left."""
 
-    def __init__(self, child: Callable[[], None], *, uid: int, timeout_s: float, stdin: bytes, limit: int) -> None:
+    def __init__(
+        self, child: Callable[[], None], uid: int, request: dict[str, Any], *, stdin: bytes = b"", limit: int
+    ) -> None:
+        timeout_s = request["timeout_s"]
         self.out = Kept(limit)
         self.err = Kept(limit)
         self.timed_out = False
+        self.starved = False
         self.aborted = False
         self._stdin = memoryview(stdin)
-        started = time.monotonic()
+        own = OwnTime()
         ooms = oom_kills()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
@@ -177,16 +240,16 @@ class Run:
         for fd in (out_write, err_write, in_read):
             os.close(fd)
         self._kept = {out_read: self.out, err_read: self.err}
-        ended = self._attend(pid, started + timeout_s)
+        ended = self._attend(pid, own, timeout_s, request["give_up_s"])
         killed = kill_all(pid)
         self._drain()
         status = ended if ended is not None else killed
         assert status is not None, f"process {pid} was never reaped"
         self.exit_code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         self.oom = self.exit_code == 137 and not self.timed_out if ooms is None else oom_kills() != ooms
-        self.duration_s = time.monotonic() - started
+        self.duration_s, self.cpu_s = own.total_s, own.cpu_s
 
-    def _attend(self, pid: int, deadline: float) -> int | None:
+    def _attend(self, pid: int, own: OwnTime, timeout_s: float, give_up_s: float) -> int | None:
         """Feed and drain the pipes until the child exits (its status), its time is over or another request arrives."""
         poller = select.poll()
         for fd in (0, wake_read, *self._kept):
@@ -195,15 +258,15 @@ class Run:
             os.set_blocking(self._feed, False)
             poller.register(self._feed, select.POLLOUT)
         status = None
-        while status is None and not self.aborted:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                self.timed_out = True
-                break
-            for fd, _ in poller.poll(left * 1000 + 1):
+        while status is None and not self.aborted and not self.timed_out and not self.starved:
+            for fd, _ in poller.poll(own.until(timeout_s) * 1000 + 1):
                 if not self._serve(fd):
                     poller.unregister(fd)
             status = reap(pid)
+            if status is None and own.until(timeout_s) == 0:
+                own.look()
+                self.timed_out = own.seconds >= timeout_s
+                self.starved = not self.timed_out and own.clock_s >= give_up_s
         return status
 
     def _serve(self, fd: int) -> bool:
@@ -270,7 +333,7 @@ def do_exec(uid: int, request: dict[str, Any], body: bytes) -> tuple[dict[str, A
         os.chdir(os.path.join(WORK, request["cwd"]))
         os.execvpe(words[0], words, {**BASE_ENV, **request["env"]})
 
-    run = Run(child, uid=uid, timeout_s=request["timeout_s"], stdin=body, limit=request["max_output"])
+    run = Run(child, uid, request, stdin=body, limit=request["max_output"])
     out, err = run.out.bytes(), run.err.bytes()
     reply = {
         "exit_code": run.exit_code,
@@ -280,12 +343,14 @@ def do_exec(uid: int, request: dict[str, Any], body: bytes) -> tuple[dict[str, A
         "timed_out": run.timed_out,
         "oom": run.oom,
         "aborted": run.aborted,
+        "starved": run.starved,
         "duration_s": run.duration_s,
+        "cpu_s": run.cpu_s,
     }
     return reply, out + err
 
 
-def as_user(uid: int, work: Callable[[], None], limit: int) -> tuple[dict[str, Any], bytes]:
+def as_user(uid: int, request: dict[str, Any], work: Callable[[], None], limit: int) -> tuple[dict[str, Any], bytes]:
     """Run `work` in a child under the lease's user. Its OSError travels back as a number, its stdout as the body."""
 
     def child() -> None:
@@ -299,12 +364,13 @@ def as_user(uid: int, work: Callable[[], None], limit: int) -> tuple[dict[str, A
             os.write(2, str(errno.EINVAL).encode())
             os._exit(1)
 
-    run = Run(child, uid=uid, timeout_s=10.0, stdin=b"", limit=max(limit, 64))
+    run = Run(child, uid, request, limit=max(limit, 64))
     if run.out.total > limit:
         return {"errno": errno.EFBIG}, b""
     if run.exit_code == 0:
         return {}, run.out.bytes()
-    return {"errno": int(run.err.bytes()) if run.exit_code == 1 else errno.EIO, "aborted": run.aborted}, b""
+    number = int(run.err.bytes()) if run.exit_code == 1 else errno.EIO
+    return {"errno": number, "aborted": run.aborted, "starved": run.starved}, b""
 
 
 def open_regular(path: str, flags: int) -> int:
@@ -325,7 +391,7 @@ def do_write(uid: int, request: dict[str, Any], body: bytes) -> tuple[dict[str, 
         while data:
             data = data[os.write(fd, data) :]
 
-    return as_user(uid, work, limit=0)
+    return as_user(uid, request, work, limit=0)
 
 
 def do_read(uid: int, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
@@ -338,7 +404,7 @@ def do_read(uid: int, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any]
             while view:
                 view = view[os.write(1, view) :]
 
-    return as_user(uid, work, limit=limit)
+    return as_user(uid, request, work, limit=limit)
 
 
 def wipe(top: str) -> None:

@@ -177,6 +177,38 @@ def test_timeout_keeps_partial_output(go: Go, sandbox: DockerSandbox) -> None:
     assert 1.5 <= result.duration_s <= time.monotonic() - started < 10
 
 
+BUSY = "import time\nwhile time.process_time() < {}: pass\nprint('done')"
+
+
+@docker
+def test_a_command_without_a_core_has_time_left(go: Go, image: None) -> None:
+    """A container with a fifth of a core stands in for a busy machine: what waits for it does not time out."""
+
+    async def results() -> list[ExecResult]:
+        async with small_pool(cpus=0.2) as pool:
+            sandbox = await pool.acquire()
+            slow = await sandbox.exec(python(BUSY.format(0.15)), timeout_s=0.4)
+            asleep = await sandbox.exec("sleep 20", timeout_s=0.5)
+            endless = await sandbox.exec(python(BUSY.format(9)), timeout_s=0.2)
+            return [slow, asleep, endless]
+
+    slow, asleep, endless = go(results())
+    assert slow.stdout == b"done\n" and slow.cpu_s >= 0.15 and slow.duration_s < 0.4
+    assert asleep.timed_out and asleep.cpu_s < 0.2
+    assert endless.timed_out and 0.15 < endless.cpu_s < 0.5
+
+
+@docker
+def test_a_machine_without_a_core_to_spare_is_to_blame(go: Go, image: None) -> None:
+    async def hopeless() -> None:
+        async with small_pool(cpus=0.02) as pool:
+            sandbox = await pool.acquire()
+            await sandbox.exec(python(BUSY.format(9)), timeout_s=0.3)
+
+    with pytest.raises(SandboxLost, match="found no core"):
+        go(hopeless())
+
+
 DAEMON = """
 import os, time
 if os.fork() == 0:
@@ -539,6 +571,7 @@ def test_a_dead_container_is_lost_and_replaced(go: Go) -> None:
 @docker
 def test_a_supervisor_that_does_not_answer_is_lost(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("envs.sandboxes.docker.GRACE_S", 0.3)
+    monkeypatch.setattr("envs.sandboxes.docker.PATIENCE", 1.0)
 
     async def scenario() -> dict[str, int]:
         async with small_pool() as pool:
