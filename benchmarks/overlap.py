@@ -2,8 +2,8 @@
 
     python -m benchmarks.overlap [--json] [--tokens 60000] [--config configs/quickstart.yaml]
 
-`ratio` is lock-step's wall time over the asynchronous one's, from the first lease to the end of the last step. `busy` is
-the share of that time in which the learner learnt, `step_s` the mean of a step.
+`ratio` is lock-step's wall time over the asynchronous one's, from the first lease to the end of the last step. `busy`
+is the share of that time in which the learner learnt, `step_s` the mean of a step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def measure(path: str, folder: str, tokens: int, *, sync: bool) -> dict[str, flo
         "steps": len(rows),
         "step_s": wall_s / len(rows),
         "busy": sum(row["learn_s"] for row in rows) / wall_s,
-        "staleness": sum(row["staleness"] for row in rows) / len(rows),
+        "staleness": sum(row["staleness_mean"] for row in rows) / len(rows),
     }
 
 
