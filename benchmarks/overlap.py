@@ -30,6 +30,8 @@ def measure(path: str, folder: str, tokens: int, *, sync: bool) -> dict[str, flo
         "tokens": rows[-1]["tokens"],
         "steps": len(rows),
         "step_s": wall_s / len(rows),
+        "played_tokens_per_s": sum(row["played_tokens_per_s"] * row["wall_s"] for row in rows) / wall_s,
+        "episodes_per_s": sum(w["attempts"] for row in rows for w in row["worlds"].values()) / wall_s,
         "busy": sum(row["learn_s"] for row in rows) / wall_s,
         "staleness": sum(row["staleness_mean"] for row in rows) / len(rows),
     }
