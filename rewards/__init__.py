@@ -11,6 +11,7 @@ can be scored again at any time.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ def load(name: str) -> Reward:
 
 
 def score(episode: Episode, rewards: Mapping[str, Mapping[str, Any]]) -> Score:
-    """Judge one episode. Raises ValueError where the machinery ended it: such an episode has no score."""
+    """Judge one episode. Raises ValueError where the machinery ended it, which has no score, or a part is no number."""
     if not episode.outcome.valid:
         raise ValueError(f"an episode that ended as {episode.outcome} is the machinery's doing and has no score")
     parts: dict[str, float] = {}
@@ -51,5 +52,8 @@ def score(episode: Episode, rewards: Mapping[str, Mapping[str, Any]]) -> Score:
     for name, settings in rewards.items():
         args = {k: v for k, v in settings.items() if k != "weight"}
         parts[name] = float(load(name)(episode, **args))
-        total += float(settings.get("weight", 1.0)) * parts[name]
+        share = float(settings.get("weight", 1.0)) * parts[name]
+        if not math.isfinite(share):
+            raise ValueError(f"reward {name} came to {share}; expected a finite number")
+        total += share
     return Score(total, parts)

@@ -1,15 +1,15 @@
 """Plays one episode: world says, policy says, until done or a budget is spent. Then the facts, then the score.
 
-Every way to end is an `Outcome`. What the machinery did is caught here, once, by type, and whatever a world's own code
-raises counts as that world's crash; an error in our own code is not caught.
+Every way to end is an `Outcome`. What the machinery did is caught here, once, by type. Worlds and rewards are plug-ins:
+whatever they raise, and a call that never ends, is their failure and no reward; an error in our own code is not caught.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from envs import Env, EnvCrashed, Episode, Facts, MachineryError, Outcome, Task,
 from policy.chat import Chat
 from policy.engines import Completion, EngineError, Sampler, Sampling
 from rl.trajectory import Member, Trajectory
+
+WORLD_TIMEOUT_S = 900.0
+"""A single call into a world that takes longer, waiting for a sandbox included, will never end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,7 @@ async def play(
     episode = Episode(task=task, messages=list(task.messages), outcome=Outcome.CANCELLED)
     env: Env | None = None
     try:
-        with _of_the_world():
+        async with _of_the_world():
             env = world.open(task)
         episode.outcome, episode.facts = await _attempt(env, episode, trajectory, engine, chat, limits)
     except MachineryError as error:
@@ -52,8 +55,18 @@ async def play(
     finally:
         if env is not None:
             await _close(env, episode)
-    score = rewards.score(episode, judges) if episode.outcome.valid else None
-    return Member(trajectory=trajectory, episode=episode, score=score)
+    return Member(trajectory=trajectory, episode=episode, score=_score(episode, judges))
+
+
+def _score(episode: Episode, judges: Mapping[str, Mapping[str, Any]]) -> rewards.Score | None:
+    """The score of an episode that the policy ended. Where a reward fails, the episode is the machinery's after all."""
+    if not episode.outcome.valid:
+        return None
+    try:
+        return rewards.score(episode, judges)
+    except Exception as error:
+        episode.outcome, episode.error = Outcome.JUDGE_FAILED, f"{type(error).__name__}: {error}"
+        return None
 
 
 async def _attempt(
@@ -62,7 +75,7 @@ async def _attempt(
     spent = _Clock(episode.seconds)
     unsolved: Facts = {"solved": False}
     acted_s = 0.0
-    with spent.on("env"), _of_the_world():
+    async with _of_the_world(spent.on("env")):
         episode.messages = list(await env.start())
     trajectory.hear(chat.opening(episode.messages))
     while True:
@@ -80,7 +93,7 @@ async def _attempt(
         episode.turns += 1
         if not said.stopped:
             return Outcome.TOKENS_SPENT, unsolved
-        with spent.on("env"), _of_the_world():
+        async with _of_the_world(spent.on("env")):
             step = await env.step(action)
         if step.invalid:
             return Outcome.INVALID_ACTION, unsolved
@@ -96,29 +109,33 @@ async def _attempt(
         if len(trajectory) + len(heard) >= limits.context:  # not heard: a longer trajectory would not fit into a row
             return Outcome.TOKENS_SPENT, unsolved
         trajectory.hear(heard)
-    with spent.on("measure"), _of_the_world():
+    async with _of_the_world(spent.on("measure")):
         facts = await env.measure()
         outcome = Outcome.SOLVED if facts["solved"] else Outcome.FAILED
     return outcome, facts
 
 
-@contextmanager
-def _of_the_world() -> Iterator[None]:
+@asynccontextmanager
+async def _of_the_world(clock: AbstractContextManager[None] | None = None) -> AsyncIterator[None]:
     """Around every call into a world. A world is a plug-in: what its code raises cannot be foreseen here, and must end
     this episode in a typed outcome rather than end the run, so the net is wide. Cancellation passes.
     """
     try:
-        yield
+        with clock or nullcontext():
+            async with asyncio.timeout(WORLD_TIMEOUT_S) as deadline:
+                yield
     except MachineryError:
         raise
     except Exception as error:
+        if deadline.expired():
+            raise EnvCrashed(f"a call into the world did not end within {WORLD_TIMEOUT_S:g} s") from None
         raise EnvCrashed(f"{type(error).__name__}: {error}") from error
 
 
 async def _close(env: Env, episode: Episode) -> None:
     """A failed hand-back is the machinery's trouble, but the episode it follows is whole."""
     try:
-        with _of_the_world():
+        async with _of_the_world():
             await env.close()
     except MachineryError as error:
         episode.error = episode.error or f"on close: {error}"

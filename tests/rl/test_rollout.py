@@ -236,6 +236,30 @@ def test_a_failed_hand_back_does_not_spoil_the_episode(error: Exception) -> None
     assert member.episode.error.startswith("on close: ") and member.episode.error.endswith("gone")
 
 
+def test_a_world_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(Attempt):
+        async def measure(self) -> Facts:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    class World(Lesson):
+        def open(self, task: Task) -> Env:
+            return Endless(self, task)
+
+    monkeypatch.setattr("rl.rollout.WORLD_TIMEOUT_S", 0.05)
+    member = asyncio.run(play(World(), lesson("right"), ScriptedEngine(parrot), CHAT, LIMITS, JUDGES))
+    assert member.episode.outcome is Outcome.ENV_CRASHED
+    assert member.episode.error == "EnvCrashed: a call into the world did not end within 0.05 s"
+
+
+@pytest.mark.parametrize("settings", [{"no_such_argument": 1}, {"weight": float("nan")}, {"weight": float("inf")}])
+def test_a_reward_that_fails_is_no_reward(settings: dict[str, float]) -> None:
+    judges = {"outcome": settings}
+    member = asyncio.run(play(Lesson(), lesson("right"), ScriptedEngine(parrot), CHAT, LIMITS, judges))
+    assert member.episode.outcome is Outcome.JUDGE_FAILED and member.score is None and not member.valid
+    assert "outcome" in member.episode.error or "no_such_argument" in member.episode.error
+
+
 def test_an_engine_that_dies_takes_the_attempt_with_it() -> None:
     def dies_in_the_second_turn(prompt: list[int]) -> list[int]:
         if "say right" in CHAT.decode(prompt):
