@@ -93,24 +93,6 @@ def test_a_pseudo_terminal_works(go: Go, sandbox: Any) -> None:
     assert go(sandbox.exec(python("import os, pty; print(os.isatty(pty.openpty()[1]))"))).stdout == b"True\n"
 
 
-def test_an_ordinary_user_needs_no_privileges(backend: Backend) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("every other test here runs as an ordinary user already")
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
-            preflight()
-            os._exit(0)
-        except BaseException as problem:
-            os.write(2, f"as nobody: {problem}\n".encode())
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
-
-
 def test_reap_ends_what_has_another_parent_than_its_owner(backend: Backend) -> None:
     mark = f"{launch.OWNER}\nreap-test/1"  # owned by process 1, so it says
     stray = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--setenv", *mark.split("\n"), "sleep", "60"]
