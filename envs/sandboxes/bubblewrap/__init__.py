@@ -50,7 +50,7 @@ class Keeper:
     """On the clock of `time.monotonic`."""
 
     def said(self) -> str:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # nothing said; ended and closed before
             return (self.stderr.read() or b"")[-STDERR_KEPT:].decode("utf-8", "replace").strip()
         return ""
 
@@ -156,6 +156,8 @@ class BubblewrapPool:
                 except SandboxLost:
                     lost = True
             self.stats["lost"] += lost
+            if lost:
+                keeper.process.kill()
             if lost or self._closing is not None:
                 self._spawn(self._end(keeper))
             else:

@@ -81,8 +81,8 @@ def start(run: str, uid: int) -> tuple[subprocess.Popen[bytes], socket.socket, I
     try:
         process = subprocess.Popen(
             [*_command(run), *(word for pair in zip(ETC, data, strict=True) for word in _etc(*pair)), *_program()],
-            stdin=theirs,
-            stdout=theirs,
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
             stderr=subprocess.PIPE,
             pass_fds=data,
             cwd="/",

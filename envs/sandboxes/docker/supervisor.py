@@ -222,24 +222,25 @@ class Run:
         self.starved = False
         self.aborted = False
         self._stdin = memoryview(stdin)
-        own = OwnTime()
         ooms = place.oom_kills()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         in_read, self._feed = os.pipe() if stdin else (os.open("/dev/null", os.O_RDONLY), -1)
         cpu_s = int(timeout_s * (os.cpu_count() or 1)) + 10
         pid = place.start(child, uid, (in_read, out_write, err_write), cpu_s)
+        own = OwnTime()  # what it took to start is not the command's
         for fd in (out_write, err_write, in_read):
             os.close(fd)
         self._kept = {out_read: self.out, err_read: self.err}
         ended = self._attend(pid, own, timeout_s, request["give_up_s"])
+        self.duration_s, spent = own.total_s, own.cpu_s if ended is None else 0.0
         killed = kill_all(pid)
         self._drain()
         status = ended if ended is not None else killed
         assert status is not None, f"process {pid} was never reaped"
         self.exit_code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         self.oom = self.exit_code == 137 and not self.timed_out if ooms is None else place.oom_kills() != ooms
-        self.duration_s, self.cpu_s = own.total_s, own.cpu_s
+        self.cpu_s = max(spent, own.cpu_s)  # a kernel may forget that of processes killed with their namespace
 
     def _attend(self, pid: int, own: OwnTime, timeout_s: float, give_up_s: float) -> int | None:
         """Feed and drain the pipes until the child exits (its status), its time is over or another request arrives."""

@@ -26,7 +26,8 @@ Go = Callable[[Awaitable[Any]], Any]
 class Docker:
     name = "docker"
     patience = "envs.sandboxes.docker"
-    writable = ("/dev/mqueue", "/dev/shm", "/tmp", "/work")
+    folders = ("/dev/mqueue", "/dev/shm", "/tmp", "/work")
+    """All that a lease may leave something in."""
     files: ClassVar[dict[str, int]] = {}
 
     def module(self) -> ModuleType:
@@ -51,11 +52,10 @@ class Docker:
 class Bubblewrap:
     name = "bubblewrap"
     patience = "envs.sandboxes.bubblewrap.lease"
-    writable = ("/dev/shm", "/tmp", "/work")
+    folders = ("/dev/shm", "/tmp", "/work")
     files: ClassVar[dict[str, int]] = {
         "/etc/shadow": errno.ENOENT,  # there is none
         "r/x": errno.ENOENT,
-        "/etc/passwd": errno.EROFS,  # its own
     }
     """Where a path is refused with another number than Docker's."""
 

@@ -30,7 +30,7 @@ def test_no_network(go: Go, sandbox: Any) -> None:
     assert go(sandbox.exec(python(names))).stdout == b"['lo']\n"
 
 
-def test_only_the_wiped_folders_are_writable(go: Go, backend: Backend, sandbox: Any) -> None:
+def test_only_the_wiped_folders_are_writable(go: Go, sandbox: Any) -> None:
     assert b"Read-only file system" in go(sandbox.exec("mkdir -m 777 /x; touch /usr/x")).stderr
     writable = go(
         sandbox.exec(
@@ -39,7 +39,7 @@ def test_only_the_wiped_folders_are_writable(go: Go, backend: Backend, sandbox: 
             timeout_s=20,
         )
     )
-    assert sorted(writable.stdout.decode().split()) == list(backend.writable)
+    assert sorted(writable.stdout.decode().split()) == ["/dev/shm", "/tmp", "/work"]
 
 
 def test_process_one_cannot_be_read_or_harmed(go: Go, backend: Backend, sandbox: Any) -> None:
@@ -70,7 +70,7 @@ attempt('terminate', lambda: os.kill(1, 15))
 attempt('interrupt', lambda: os.kill(1, 2))
 attempt('nice', lambda: os.setpriority(os.PRIO_PROCESS, 1, 19))
 print(*[pid for pid in range(1, 70000) if pid != os.getpid() and os.path.exists(f'/proc/{pid}')])
-os._exit(7)
+raise SystemExit(7)
 """
     result = go(sandbox.exec(python(attack)))
     *lines, others = result.stdout.decode().splitlines()
@@ -123,12 +123,10 @@ def test_host_files_cannot_be_reached(go: Go, sandbox: Any) -> None:
     try:
         climb = go(sandbox.exec(f"cat {marker} {shared} /proc/1/root{marker} /proc/self/cwd/../../../..{marker}"))
         assert climb.stdout == b"" and climb.exit_code == 1
-        assert go(sandbox.exec("ls -A /root /home /mnt /media /srv /opt /run/docker.sock 2>/dev/null")).stdout == (
-            go(sandbox.exec("ls -A /root /home /mnt /media /srv /opt 2>/dev/null")).stdout
-        )
+        assert go(sandbox.exec("test -e /run/docker.sock -o -e /var/run/docker.sock")).exit_code == 1
         assert not go(sandbox.exec(f"find / -name {marker.name} 2>/dev/null", timeout_s=20)).stdout
         for path in (str(marker), f"../../../..{marker}", f"/proc/self/root{shared}"):
-            with pytest.raises(FileNotFoundError if path != str(marker) else OSError):
+            with pytest.raises(OSError):
                 go(sandbox.read(path))
     finally:
         marker.unlink()

@@ -29,13 +29,13 @@ def test_hand_over_leaves_nothing(go: Go, backend: Backend) -> None:
             littered = await first.exec(LITTER)
             await first.close()
             second = await pool.acquire()
-            seen = await second.exec(LOOK.format(" ".join(backend.writable)))
+            seen = await second.exec(LOOK.format(" ".join(backend.folders)))
             return littered.stdout.decode(), seen.stdout.decode(), dict(pool.stats)
 
     littered, seen, stats = go(two_leases())
     uid, *rest = seen.split()
     assert (uid == littered.split()[-1]) is (backend.name == "bubblewrap")  # whose user namespace is another
-    assert rest[:-2] == [*backend.writable, f"700:{uid}"]
+    assert rest[:-2] == [*backend.folders, f"700:{uid}"]
     assert stats["created"] == 1 and stats["unclean"] == 0  # so it was the same container
 
 
@@ -138,7 +138,7 @@ def test_a_supervisor_that_does_not_answer_is_lost(go: Go, backend: Backend, mon
                 await sandbox.exec(["true"], timeout_s=0.5)
             await sandbox.close()
             assert (await (await pool.acquire()).exec(["true"])).exit_code == 0
-            assert eventually(lambda: backend.module().count(pool.run) == 1, within_s=8)
+            assert await asyncio.to_thread(eventually, lambda: backend.module().count(pool.run) == 1, 8)
             return dict(pool.stats)
 
     assert go(scenario())["lost"] == 1
