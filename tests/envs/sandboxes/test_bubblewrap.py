@@ -30,6 +30,7 @@ def test_the_keeper_is_no_root_and_a_command_is_below_it(go: Go, backend: Bubble
         host, kept = os.readlink(f"/proc/self/ns/{kind}"), os.readlink(f"/proc/{keeper}/ns/{kind}")  # noqa: PTH115
         assert kept != host and inside != host
         assert (inside == kept) is (kind in ("net", "uts")), kind
+    assert b"CapBnd:\t0000000000000000\n" in go(sandbox.exec(["cat", "/proc/self/status"])).stdout
 
 
 def test_only_the_machines_programs_are_shown(go: Go, sandbox: Any) -> None:
