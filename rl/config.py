@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import envs
 import rewards
+from envs import sandboxes
 from policy import engines
 from rl import algorithms
 
@@ -104,7 +105,9 @@ class RolloutConfig:
     workers: int = 1
     group_size: int = 8
     sandboxes: int = 16
-    """Containers a worker may hold at once."""
+    """Sandboxes a worker may hold at once."""
+    backend: str = "auto"
+    """A file in envs/sandboxes; `auto` is docker, or bubblewrap where no Docker engine answers."""
     image: str = "touchstone-sandbox:bookworm"
     memory_mb: int = 512
     episode_timeout_s: float = 120.0
@@ -194,6 +197,8 @@ def save(config: RunConfig, path: Path) -> None:
         del resolved["warmstart"]
     if config.train.sync:
         del resolved["train"]["max_staleness"]
+    if config.rollout.backend == "bubblewrap":
+        del resolved["rollout"]["image"]
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
 
 
@@ -262,6 +267,8 @@ def _check(config: RunConfig) -> None:
     if not any(world.weight > 0 for world in config.worlds.values()):
         raise ConfigError("every world has weight 0; expected at least one above")
     _ranges(config)
+    if config.rollout.backend not in (backends := ["auto", *sandboxes.available()]):
+        raise ConfigError(f"got rollout.backend={config.rollout.backend}; available: {', '.join(backends)}")
     if config.policy.model is not None and not (Path(config.policy.model) / "config.json").is_file():
         raise ConfigError(
             f"policy.model: there is no Hugging Face model in {config.policy.model!r}; "
@@ -336,3 +343,5 @@ def _inert(given: DictConfig, config: RunConfig) -> None:
         raise ConfigError("warmstart has no effect where policy.model names a model; leave one of the two out")
     if config.train.sync and "max_staleness" in given.get("train", {}):
         raise ConfigError("train.max_staleness has no effect where train.sync is true: its staleness is always 0")
+    if config.rollout.backend == "bubblewrap" and "image" in given.get("rollout", {}):
+        raise ConfigError("rollout.image has no effect where rollout.backend is bubblewrap: the machine is the image")

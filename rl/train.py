@@ -207,13 +207,15 @@ def train(settings: RunConfig, *, resume: bool) -> int:
                 folder, warm_s = warmstart.ensure(settings, page)
                 model = str(folder)
             stopped = asyncio.run(_drive(settings, run, page, model))
-        _summarise(run, time.monotonic() - began, warm_s, page.first_step_s, stopped)
+        _summarise(run, settings, time.monotonic() - began, warm_s, page.first_step_s, stopped)
     finally:
         run.close()
     return 130 if stopped else 0
 
 
-def _summarise(run: Run, wall_s: float, warm_s: float, first_step_s: float | None, stopped: bool) -> None:
+def _summarise(
+    run: Run, settings: RunConfig, wall_s: float, warm_s: float, first_step_s: float | None, stopped: bool
+) -> None:
     """Write the run's figures; those of a resumed run go on from where they were."""
     rows, before = run.rows("metrics.jsonl"), run.summary()
     run.summarise(
@@ -223,7 +225,7 @@ def _summarise(run: Run, wall_s: float, warm_s: float, first_step_s: float | Non
             "steps": rows[-1]["step"] if rows else 0,
             "tokens": rows[-1]["tokens"] if rows else 0,
             "first_step_s": before.get("first_step_s") or first_step_s,
-            "leaked_containers": leaked(run.folder.name),
+            "leaked_containers": leaked(settings, run.folder.name),
             "stopped": stopped,
         }
     )

@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayActorError
 
 import envs
-from envs import Split
+from envs import Split, sandboxes
 from policy import engines
 from policy.engines import Canary, Completion, EngineLost, Sampling
 from policy.weights import Weights
@@ -90,14 +90,14 @@ class RolloutWorker:
 
     async def start(self, config: RunConfig, model: str, generators: Sequence[Any], log: Path, run: str) -> None:
         _log_to(log)
-        from envs.sandboxes.docker import DockerPool
         from policy.chat import Chat
 
         settings = config.rollout
         self.config = config
         self.chat = Chat.load(model)
         self.engine = RemoteEngine(generators)
-        self.pool = DockerPool(run=run, size=settings.sandboxes, image=settings.image, memory_mb=settings.memory_mb)
+        backend = sandboxes.load(settings.backend)
+        self.pool = backend.Pool(run=run, size=settings.sandboxes, image=settings.image, memory_mb=settings.memory_mb)
         self.worlds = {
             name: envs.load(name).World(self.pool, seed=config.seed, **world.args)
             for name, world in config.worlds.items()
@@ -176,23 +176,21 @@ class LearnerWorker:
 
 
 def preflight(config: RunConfig) -> None:
-    """Before any actor starts: does the model speak chat, is there an engine with the image for sandboxes? Clears up
-    after runs that died. Raises ValueError or SandboxUnavailable in one sentence.
+    """Before any actor starts: does the model speak chat, are there sandboxes? Settles `rollout.backend`, saying in one
+    line what isolates less than Docker. Clears up after runs that died. Raises ValueError or SandboxUnavailable.
     """
-    from envs.sandboxes import docker
     from policy.chat import Chat
 
     if config.policy.model is not None:
         Chat.load(config.policy.model)
-    docker.preflight(config.rollout.image)
-    docker.reap()
+    config.rollout.backend = sandboxes.choose(config.rollout.backend, config.rollout.image)
+    if weaker := sandboxes.load(config.rollout.backend).WEAKER:
+        print(f"sandboxes: {weaker}", file=sys.stderr)
 
 
-def leaked(run: str) -> int:
-    """Containers of a run that are still there."""
-    from envs.sandboxes import docker
-
-    return docker.count(run)
+def leaked(config: RunConfig, run: str) -> int:
+    """Sandboxes of a run that are still there."""
+    return int(sandboxes.load(config.rollout.backend).count(run))
 
 
 class Cluster:

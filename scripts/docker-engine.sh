@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes a Docker engine answer: nothing to do where one does; otherwise, as root on Debian or Ubuntu, installs and starts one.
+# Where none can be had, bubblewrap takes its place, unless DOCKER_HOST asks for a certain engine.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -8,14 +9,26 @@ start_timeout_s=45
 
 answers() { timeout 10 docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
+# Whether sandboxes without an engine work; as root the way they run there, which is as somebody else.
+bubblewrap_works() {
+    command -v bwrap >/dev/null || "${0%/*}"/apt-install.sh "sandboxes without Docker" bubblewrap 2>/dev/null || return 1
+    local as=()
+    if [[ $EUID -eq 0 ]]; then as=(setpriv --reuid 65534 --regid 65534 --clear-groups); fi
+    "${as[@]}" bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true 2>/dev/null
+}
+
 give_up() {
+    if [[ -z "${DOCKER_HOST:-}" ]] && bubblewrap_works; then
+        printf '%s\n' "docker: $1 bubblewrap takes the engine's place; for Docker: $2"
+        exit 0
+    fi
     printf '%s\n' "Touchstone needs a Docker engine for its sandboxes: $1" "$2" >&2
     exit 1
 }
 
 install_engine() {
     echo "docker: installing the engine (about 15 s)"
-    "${0%/*}"/apt-install.sh "the Docker engine of its sandboxes" docker.io iptables
+    "${0%/*}"/apt-install.sh "the Docker engine of its sandboxes" docker.io iptables || return
     command -v docker >/dev/null || "${0%/*}"/apt-install.sh "the Docker engine of its sandboxes" docker-cli
 }
 
@@ -38,7 +51,7 @@ elif [[ $EUID -ne 0 ]]; then
 fi
 
 if ! command -v docker >/dev/null || ! command -v dockerd >/dev/null; then
-    install_engine
+    install_engine || give_up "it could not be installed." "Install one, then type the same command again."
     if answers; then exit 0; fi # the package has started it
 fi
 

@@ -5,12 +5,20 @@ A non-zero exit, a timeout or a memory kill is a result, never an exception. Onl
     SandboxError (a MachineryError; the episode ends as `sandbox_lost`)
     ├── SandboxLost           this sandbox died, broke its protocol or found no core to run on; take another
     └── SandboxUnavailable    the engine cannot give one now; the message says what to do
+
+A backend is a module that exports `Pool(run=, size=, image=, memory_mb=)`, a SandboxPool; `preflight(image)`,
+which raises SandboxUnavailable in one sentence; `count(run)`, how many sandboxes a run has; `reap()`, which removes
+what dead runs left; and `WEAKER`, one line on what isolates less than Docker, empty where nothing does.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 from envs import MachineryError, Outcome
@@ -89,3 +97,38 @@ class SandboxPool(Protocol):
     async def close(self) -> None:
         """Remove every container of this pool. May be called more than once."""
         ...
+
+
+def available() -> list[str]:
+    """Names of the backends in this package."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> ModuleType:
+    """The module of one backend. Raises ValueError (got, available) where there is none."""
+    if name not in available():
+        raise ValueError(f"there is no sandbox backend {name!r}; available: {', '.join(available())}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def choose(name: str, image: str) -> str:
+    """The backend to use, and that works: the one named; for `auto` Docker, or bubblewrap where no engine answers.
+
+    Clears up after runs that died. Raises SandboxUnavailable.
+    """
+    if name != "auto":
+        load(name).preflight(image)
+        load(name).reap()
+        return name
+    try:
+        load("docker").reap()
+    except SandboxUnavailable as without:
+        if os.environ.get("DOCKER_HOST"):  # somebody has said which engine
+            raise
+        try:
+            load("bubblewrap").preflight(image)
+        except SandboxUnavailable as problem:
+            raise SandboxUnavailable(f"{without}; and in its place: {problem}") from problem
+        return "bubblewrap"
+    load("docker").preflight(image)
+    return "docker"

@@ -42,6 +42,16 @@ BAD = {
         ["policy.context=many"],
         "x.yaml: policy.context: Value 'many' of type 'str' could not be converted to Integer",
     ),
+    "unknown sandbox backend": (
+        GOOD,
+        ["rollout.backend=podman"],
+        "got rollout.backend=podman; available: auto, bubblewrap, docker",
+    ),
+    "an image without Docker": (
+        GOOD,
+        ["rollout.backend=bubblewrap", "rollout.image=x"],
+        "rollout.image has no effect where rollout.backend is bubblewrap: the machine is the image",
+    ),
     "no value": (GOOD, ["learner.lr="], "x.yaml: learner.lr: Incompatible value 'None' for field of type 'float'"),
     "a value for a section": (
         GOOD,
@@ -192,7 +202,7 @@ def test_the_file_that_a_run_saves_is_loaded_again(place: Path) -> None:
     """`rl eval runs/x/config.yaml` and the like: every default that has an effect is spelled out in it."""
     (place / "model").mkdir()
     (place / "model" / "config.json").write_text("{}")
-    for overrides in ([], ["policy.model=model"], ["train.sync=true"]):
+    for overrides in ([], ["policy.model=model"], ["train.sync=true"], ["rollout.backend=bubblewrap"]):
         config = loaded(GOOD, *overrides)
         save(config, place / "saved.yaml")
         assert load(place / "saved.yaml") == config

@@ -317,3 +317,7 @@ class DockerPool:
 
     async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments))
+
+
+Pool = DockerPool
+WEAKER = ""

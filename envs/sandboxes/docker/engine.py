@@ -18,14 +18,10 @@ import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from envs.sandboxes import SandboxUnavailable
+from envs.sandboxes.docker.program import BOOT, program
 
 API_TIMEOUT_S = 60
-SUPERVISOR = Path(__file__).with_name("supervisor.py").read_bytes()
-BOOT = (
-    "import os\ns=b''\nwhile len(s)<{size}:s+=os.read(0,{size}-len(s)) or os._exit(0)\n"
-    "exec(compile(s,'supervisor.py','exec'))"
-)
-"""Reads the supervisor from stdin and not a byte more, so the image needs only python3 and no shared folder."""
+SUPERVISOR = program(Path(__file__).with_name("container.py"))
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"]
 """Of the supervisor only: to wipe, to kill, to become the lease's user. With SYS_RESOURCE, where the machine has it,
 that user cannot undo being the first victim when memory runs out."""

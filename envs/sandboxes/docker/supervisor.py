@@ -1,6 +1,7 @@
-"""Process 1 of a sandbox container: takes requests on its stdin, answers on its stdout, runs untrusted code as a user.
+"""Process 1 of a sandbox: takes requests on its stdin, answers on its stdout, runs untrusted code out of its own reach.
 
-Standard library only, Python 3.9 or newer. The pool sends this file over stdin, so an image needs nothing but python3.
+Standard library only, Python 3.9 or newer. Sent over stdin together with what is the backend's own (`container.py` for
+Docker, `bubblewrap/keeper.py`), so a sandbox needs nothing but python3.
 
 A frame, both ways: token (16 bytes), length of the JSON, length of the body (two big-endian 32-bit), JSON, body.
 The first request is `hello`, and its token is the one of every later frame. Untrusted code has its own pipes and its
@@ -10,7 +11,7 @@ kernel takes everything else in the container with it.
 """
 
 # Without pathlib, whose import would double the time that this file takes to start.
-# ruff: noqa: PTH101, PTH208, PTH103, PTH106, PTH108, PTH110, PTH112, PTH114, PTH118, PTH120, PTH123
+# ruff: noqa: PTH208, PTH103, PTH110, PTH118, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -26,17 +27,16 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 HEADER = struct.Struct("!16sII")
 CHUNK = 65536
 WORK = "/work"
-WIPED = (WORK, "/tmp", "/dev/shm", "/dev/mqueue")
 SHELL = next((path for path in ("/bin/bash", "/usr/bin/bash") if os.access(path, os.X_OK)), "/bin/sh")
 CPU_COUNTERS = {"/sys/fs/cgroup/cpu.stat": 1e-6, "/sys/fs/cgroup/cpuacct/cpuacct.usage": 1e-9}
 """Where the container's CPU time stands, cgroup v2 and v1, and the unit in seconds."""
 TICK_S = 0.25
-OOM_COUNTERS = {"cgroup v2": "/sys/fs/cgroup/memory.events", "cgroup v1": "/sys/fs/cgroup/memory/memory.oom_control"}
+Streams = tuple[int, int, int]
 BASE_ENV = {
     "PATH": os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin"),
     "HOME": WORK,
@@ -47,6 +47,26 @@ BASE_ENV = {
     "PYTHONHASHSEED": "0",
 }
 
+
+class Place(Protocol):
+    """What is around this process: each backend brings its own."""
+
+    look_s: float
+
+    def start(self, child: Callable[[], None], uid: int, streams: Streams, cpu_s: int) -> int:
+        """A process that takes the lease's user, streams and limits, and then does `child`."""
+
+    def look(self, pid: int) -> None:
+        """Called at least every `look_s` while process `pid` runs."""
+
+    def oom_kills(self) -> int | None:
+        """Memory kills so far, None where no counter can be seen."""
+
+    def reset(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Leave nothing of the lease that ended. `unclean` says in one line what could not be removed."""
+
+
+place: Place
 wake_read, wake_write = os.pipe()
 
 
@@ -133,27 +153,6 @@ def reap(wanted: int) -> int | None:
     return None
 
 
-def become(uid: int, streams: tuple[int, int, int], cpu_s: int) -> None:
-    """In a fresh child: a session of its own, its own streams, the limits, and for good the user `uid`."""
-    os.setsid()
-    for target, fd in enumerate(streams):
-        os.dup2(fd, target)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
-        signal.signal(number, signal.SIG_DFL)
-    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)  # with SYS_RESOURCE: the child cannot lower it again
-    os.write(fd, b"1000")
-    os.close(fd)
-    os.nice(10)  # among the container's own processes only; process 1 stays responsive under a fork bomb
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
-    os.umask(0o022)
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-
-
 def cpu_seconds() -> float:
     """CPU time of this container so far; where no counter can be seen, that of its processes, reaped or living."""
     for path, unit in CPU_COUNTERS.items():
@@ -223,31 +222,25 @@ class Run:
         self.starved = False
         self.aborted = False
         self._stdin = memoryview(stdin)
-        own = OwnTime()
-        ooms = oom_kills()
+        ooms = place.oom_kills()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         in_read, self._feed = os.pipe() if stdin else (os.open("/dev/null", os.O_RDONLY), -1)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                become(uid, (in_read, out_write, err_write), int(timeout_s * (os.cpu_count() or 1)) + 10)
-                child()
-            except BaseException as problem:
-                os.write(2, f"sandbox: {problem}\n".encode("utf-8", "replace"))
-                os._exit(127 if isinstance(problem, FileNotFoundError) else 126)
-            os._exit(0)
+        cpu_s = int(timeout_s * (os.cpu_count() or 1)) + 10
+        pid = place.start(child, uid, (in_read, out_write, err_write), cpu_s)
+        own = OwnTime()  # what it took to start is not the command's
         for fd in (out_write, err_write, in_read):
             os.close(fd)
         self._kept = {out_read: self.out, err_read: self.err}
         ended = self._attend(pid, own, timeout_s, request["give_up_s"])
+        self.duration_s, spent = own.total_s, own.cpu_s if ended is None else 0.0
         killed = kill_all(pid)
         self._drain()
         status = ended if ended is not None else killed
         assert status is not None, f"process {pid} was never reaped"
         self.exit_code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        self.oom = self.exit_code == 137 and not self.timed_out if ooms is None else oom_kills() != ooms
-        self.duration_s, self.cpu_s = own.total_s, own.cpu_s
+        self.oom = self.exit_code == 137 and not self.timed_out if ooms is None else place.oom_kills() != ooms
+        self.cpu_s = max(spent, own.cpu_s)  # a kernel may forget that of processes killed with their namespace
 
     def _attend(self, pid: int, own: OwnTime, timeout_s: float, give_up_s: float) -> int | None:
         """Feed and drain the pipes until the child exits (its status), its time is over or another request arrives."""
@@ -259,9 +252,10 @@ class Run:
             poller.register(self._feed, select.POLLOUT)
         status = None
         while status is None and not self.aborted and not self.timed_out and not self.starved:
-            for fd, _ in poller.poll(own.until(timeout_s) * 1000 + 1):
+            for fd, _ in poller.poll(min(own.until(timeout_s), place.look_s) * 1000 + 1):
                 if not self._serve(fd):
                     poller.unregister(fd)
+            place.look(pid)
             status = reap(pid)
             if status is None and own.until(timeout_s) == 0:
                 own.look()
@@ -311,15 +305,15 @@ class Run:
             os.close(fd)
 
 
-def oom_kills() -> int | None:
-    """Memory kills in this container so far, None where no counter can be seen."""
-    for path in OOM_COUNTERS.values():
-        if os.path.exists(path):
-            with open(path, encoding="ascii") as file:
-                for line in file:
-                    if line.startswith("oom_kill "):
-                        return int(line.split()[1])
-    return None
+def live(*works: Callable[[], None]) -> NoReturn:
+    """What a child of ours does: its works, one after another. A command that cannot start is told as a shell would."""
+    try:
+        for work in works:
+            work()
+    except BaseException as problem:
+        os.write(2, f"sandbox: {problem}\n".encode("utf-8", "replace"))
+        os._exit(127 if isinstance(problem, FileNotFoundError) else 126)
+    os._exit(0)
 
 
 # Requests
@@ -407,44 +401,15 @@ def do_read(uid: int, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any]
     return as_user(uid, request, work, limit=limit)
 
 
-def wipe(top: str) -> None:
-    """Remove everything below `top`. Raises OSError where something cannot be removed."""
-
-    def fail(problem: OSError) -> None:
-        raise problem
-
-    for folder, folders, files in os.walk(top, topdown=False, onerror=fail):
-        for name in files:
-            os.unlink(os.path.join(folder, name))
-        for name in folders:
-            path = os.path.join(folder, name)
-            if os.path.islink(path):
-                os.unlink(path)
-            else:
-                os.rmdir(path)
-
-
 def do_reset(_uid: int, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
-    """End a lease and begin the next as user `uid`. `unclean` says in one line what could not be removed."""
+    """End a lease and begin the next as user `uid`."""
     kill_all()
-    try:
-        for top in WIPED:
-            if os.path.isdir(top):
-                wipe(top)
-                if os.listxattr(top):
-                    return {"unclean": f"{top} kept attributes {os.listxattr(top)}"}, b""
-        for kind in ("shm", "msg", "sem"):
-            with open(f"/proc/sysvipc/{kind}", encoding="ascii") as file:
-                if len(file.readlines()) > 1:
-                    return {"unclean": f"System V {kind} objects are left"}, b""
-        os.chown(WORK, request["uid"], request["uid"])
-        os.chmod(WORK, 0o700)
-    except (OSError, RecursionError) as problem:
-        return {"unclean": str(problem)[:300]}, b""
-    return {}, b""
+    return place.reset(request), b""
 
 
-def main() -> None:
+def main(around: Place) -> None:
+    global place
+    place = around
     if os.getpid() != 1:
         sys.exit(f"supervisor: got pid {os.getpid()}, expected to be process 1 of a container")
     os.set_blocking(wake_write, False)
@@ -453,10 +418,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     token, hello, _ = receive_frame()
     deadline = time.monotonic() + hello["lifetime_s"]
-    oom_source = next((name for name, path in OOM_COUNTERS.items() if os.path.exists(path)), "exit code 137")
     reply, _ = do_reset(0, hello, b"")
     uid = hello["uid"]
-    send_frame(token, {"id": hello["id"], "python": sys.version.split()[0], "oom": oom_source, **reply})
+    send_frame(token, {"id": hello["id"], "python": sys.version.split()[0], **reply})
     requests = {"exec": do_exec, "write": do_write, "read": do_read, "reset": do_reset}
     poller = select.poll()
     poller.register(0, select.POLLIN)
@@ -470,7 +434,3 @@ def main() -> None:
         if request["op"] == "reset":
             uid = request["uid"]
         send_frame(token, {"id": request["id"], **reply}, answer)
-
-
-if __name__ == "__main__":
-    main()

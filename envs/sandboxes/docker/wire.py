@@ -1,4 +1,4 @@
-"""The client's end of a supervisor's stdin and stdout, as Docker multiplexes them over one attached socket."""
+"""The client's end of a supervisor's stdin and stdout: one socket, on which Docker multiplexes stdout and stderr."""
 
 from __future__ import annotations
 
@@ -20,15 +20,26 @@ STDERR_KEPT = 2000
 class Frames:
     """Takes the bytes of an attached socket, gives out the supervisor's frames."""
 
-    def __init__(self, token: bytes) -> None:
+    def __init__(self, token: bytes, *, multiplexed: bool = True) -> None:
         self.stderr = b""
         """The end of what the supervisor itself complained about."""
         self._token = token
+        self._multiplexed = multiplexed
         self._socket = bytearray()
         self._stdout = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[dict[str, Any], bytes]]:
         """The frames that `data` completes. Raises ValueError where it is none of this container's."""
+        if self._multiplexed:
+            self._unwrap(data)
+        else:
+            self._stdout += data
+        frames = []
+        while (frame := self._take()) is not None:
+            frames.append(frame)
+        return frames
+
+    def _unwrap(self, data: bytes) -> None:
         self._socket += data
         while len(self._socket) >= DOCKER_HEADER.size:
             stream, size = DOCKER_HEADER.unpack_from(self._socket)
@@ -41,10 +52,6 @@ class Frames:
                 self._stdout += payload
             else:
                 self.stderr = (self.stderr + payload)[-STDERR_KEPT:]
-        frames = []
-        while (frame := self._take()) is not None:
-            frames.append(frame)
-        return frames
 
     def _take(self) -> tuple[dict[str, Any], bytes] | None:
         if len(self._stdout) < FRAME_HEADER.size:
@@ -65,19 +72,20 @@ class Frames:
 class Wire(asyncio.Protocol):
     """Requests and replies over one attached socket. A request sent while a command runs aborts that command."""
 
-    def __init__(self, name: str, program: bytes) -> None:
+    def __init__(self, name: str, program: bytes, *, multiplexed: bool = True) -> None:
         self.name = name
         self.alive = True
         self._program = program
         self._token = secrets.token_bytes(16)
-        self._frames = Frames(self._token)
+        self._frames = Frames(self._token, multiplexed=multiplexed)
         self._last_id = 0
         self._awaited: dict[int, asyncio.Future[tuple[dict[str, Any], bytes]]] = {}
 
     @classmethod
-    async def open(cls, name: str, sock: socket.socket, program: bytes) -> Wire:
+    async def open(cls, name: str, sock: socket.socket, program: bytes, *, multiplexed: bool = True) -> Wire:
         """Over a connected socket. `program` is sent ahead of the first frame."""
-        _, wire = await asyncio.get_running_loop().create_connection(lambda: cls(name, program), sock=sock)
+        loop = asyncio.get_running_loop()
+        _, wire = await loop.create_connection(lambda: cls(name, program, multiplexed=multiplexed), sock=sock)
         return wire
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
