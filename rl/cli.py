@@ -96,9 +96,14 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _sandbox(args: argparse.Namespace) -> int:
-    from envs.sandboxes import docker
+    from envs import sandboxes
 
-    removed = docker.reap()
+    removed: list[str] = []
+    for backend in sandboxes.available():
+        try:
+            removed += sandboxes.load(backend).reap()
+        except sandboxes.SandboxUnavailable as absent:
+            print(f"{backend}: {absent}", file=sys.stderr)
     print("\n".join([f"removed {name}" for name in removed] or ["nothing to remove"]))
     return 0
 
