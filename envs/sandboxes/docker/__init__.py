@@ -8,13 +8,16 @@
     await pool.close()
 
 A container runs `supervisor.py` as its process 1 and is spoken to over one attached socket (`wire.py`). It ends by
-itself when this process dies; `reap` removes what could not. Calls to the engine are in `engine.py`.
+itself when this process dies; `reap` removes what could not. Calls to the engine are in `engine.py`; when one may be
+made, in `admission.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import itertools
 import logging
 import os
 import re
@@ -26,8 +29,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from envs.sandboxes import ExecResult, SandboxError, SandboxLost, SandboxUnavailable
+from envs.sandboxes import ExecResult, SandboxLost, SandboxUnavailable, Snapshot
 from envs.sandboxes.docker import engine
+from envs.sandboxes.docker.admission import MIN_FREE_MB, EngineSick, Gate
 from envs.sandboxes.docker.engine import Limits, count, preflight, reap
 from envs.sandboxes.docker.wire import MAX_BODY, Wire
 
@@ -38,6 +42,12 @@ log = logging.getLogger(__name__)
 GRACE_S = 15.0
 """How much later than asked the supervisor may answer before its container counts as lost."""
 START_S = 60.0
+FILES_S = 10.0
+"""How long one file may take to write or read, and `SNAPSHOT_S` a whole folder."""
+SNAPSHOT_S = 60.0
+FRESH_S = 1.0
+"""A container that answered this lately is handed out without being asked whether it lives."""
+REAP_EVERY_S = 120.0
 PATIENCE = 10.0
 """A command that finds no core is waited for this many times as long as it may run; then the machine is to blame."""
 
@@ -99,12 +109,22 @@ class DockerSandbox:
     async def write(self, path: str, data: bytes) -> None:
         if len(data) > MAX_BODY:
             raise OSError(errno.EFBIG, f"got {len(data)} bytes, expected at most {MAX_BODY}", path)
-        _raise_errno((await self._call("write", bytes(data), timeout_s=10.0, path=path))[0], path)
+        _raise_errno((await self._call("write", bytes(data), timeout_s=FILES_S, path=path))[0], path)
 
     async def read(self, path: str, *, limit: int = 1024 * 1024) -> bytes:
-        reply, body = await self._call("read", timeout_s=10.0, path=path, limit=min(limit, MAX_BODY))
+        reply, body = await self._call("read", timeout_s=FILES_S, path=path, limit=min(limit, MAX_BODY))
         _raise_errno(reply, path)
         return body
+
+    async def snapshot(self, *, limit: int = 32 * 2**20) -> Snapshot:
+        reply, body = await self._call("pack", timeout_s=SNAPSHOT_S, limit=min(limit, MAX_BODY))
+        _raise_errno(reply, "/work")
+        return Snapshot(body)
+
+    async def _restore(self, snapshot: Snapshot) -> None:
+        if len(snapshot.packed) > MAX_BODY:
+            raise OSError(errno.EFBIG, f"got a snapshot of {len(snapshot.packed)} bytes, expected at most {MAX_BODY}")
+        _raise_errno((await self._call("unpack", snapshot.packed, timeout_s=SNAPSHOT_S))[0], "/work")
 
     async def _call(
         self, op: str, body: bytes = b"", *, timeout_s: float, **request: Any
@@ -144,6 +164,8 @@ class DockerPool:
     """Up to `size` containers, made when first needed, each lent to one attempt at a time, first come first served.
 
     Belongs to one event loop. `lifetime_s` bounds a container's life; each lease finds at least half of it left.
+    `creating` containers are made at once on this machine; where none can be made, `acquire` waits `patience_s` before
+    it gives up. A `runtime` other than the engine's own (runsc, kata) counts only once a container runs under it.
     """
 
     def __init__(
@@ -154,24 +176,35 @@ class DockerPool:
         image: str = "touchstone-sandbox:bookworm",
         lifetime_s: float = 7200.0,
         creating: int = 4,
+        patience_s: float = 120.0,
+        min_free_mb: int = MIN_FREE_MB,
+        runtime: str | None = None,
         **limits: Any,
     ) -> None:
-        if size < 1:
-            raise ValueError(f"a pool of sandboxes got size={size}, expected at least 1")
+        if size < 1 or creating < 1:
+            raise ValueError(f"a pool of sandboxes got size={size}, creating={creating}; expected at least 1 each")
         self.run = re.sub(r"[^A-Za-z0-9_.-]", "-", run)
         self.size = size
         self.image = image
+        self.runtime = runtime
         self.limits = Limits(**limits)
         self.lifetime_s = lifetime_s
         self.stats = {"created": 0, "handed_out": 0, "lost": 0, "unclean": 0, "waiting": 0}
         """`lost`: containers that died or did not answer; `unclean`: ones replaced for what an attempt left behind."""
         self._client: Any = None
+        self._kernel = ""
         self._connecting = asyncio.Lock()
-        self._threads = ThreadPoolExecutor(max_workers=creating, thread_name_prefix="docker")
+        self._threads = ThreadPoolExecutor(max_workers=creating + 2, thread_name_prefix="docker")
+        self._gate = Gate(at_once=creating, patience_s=patience_s, min_free_mb=min_free_mb)
+        self._creating = asyncio.Semaphore(creating)
         self._permits = asyncio.Semaphore(size)
+        self._prefix = f"touchstone-{self.run}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._names = (f"{self._prefix}-{number}" for number in itertools.count())
         self._idle: list[_Container] = []
         self._made: dict[str, _Container] = {}
+        self._starting: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._reaping: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         # A kernel counts some resources by user, across containers: no two pools or leases share one.
         self._next_uid = 1_000_000 * (1 + secrets.randbelow(1000))
@@ -191,13 +224,16 @@ class DockerPool:
             if self._client is None:
                 client = await self._in_thread(engine.connect)
                 await self._in_thread(engine.check_image, client, self.image)
+                about = await self._in_thread(engine.info, client)
+                self._gate.disks, self._kernel = engine.disks(client, about), about["KernelVersion"]
                 self._client = client
+                self._reaping = asyncio.create_task(self._reap())
 
     def _refuse_if_closed(self) -> None:
         if self._closing is not None:
             raise SandboxUnavailable(f"the pool of run {self.run!r} is closed")
 
-    async def acquire(self) -> DockerSandbox:
+    async def acquire(self, snapshot: Snapshot | None = None) -> DockerSandbox:
         if self._client is None or self._closing is not None:
             await self._connect()
         self.stats["waiting"] += 1
@@ -205,19 +241,37 @@ class DockerPool:
             await self._permits.acquire()
         finally:
             self.stats["waiting"] -= 1
-        container = self._pick() or await self._make()
+        sandbox = DockerSandbox(self, await self._pick() or await self._make())
         self.stats["handed_out"] += 1
-        return DockerSandbox(self, container)
+        if snapshot is not None:
+            try:
+                await sandbox._restore(snapshot)
+            except BaseException:
+                await sandbox.close()
+                raise
+        return sandbox
 
-    def _pick(self) -> _Container | None:
-        """An idle container with enough life left, the last used first; others are discarded."""
+    async def _pick(self) -> _Container | None:
+        """For the permit held: an idle container that lives, for long enough, the last used first. Discards others."""
         while self._idle:
             container = self._idle.pop()
-            if container.wire.alive and container.expires - time.monotonic() > self.lifetime_s / 2:
+            if container.expires - time.monotonic() > self.lifetime_s / 2 and await self._lives(container):
                 return container
-            self.stats["lost"] += not container.wire.alive
             self._spawn(self._discard(container))
         return None
+
+    async def _lives(self, container: _Container) -> bool:
+        try:
+            if not container.wire.alive or time.monotonic() - container.wire.heard_at > FRESH_S:
+                await container.wire.call("ping", wait_s=GRACE_S)
+        except SandboxLost:
+            self.stats["lost"] += 1
+            return False
+        except BaseException:  # cancelled
+            self._idle.append(container)
+            self._permits.release()
+            raise
+        return True
 
     async def _make(self) -> _Container:
         """A new container for the permit held. Where the caller is cancelled, it is finished and kept for the next."""
@@ -237,22 +291,46 @@ class DockerPool:
         self._permits.release()
 
     async def _create(self) -> _Container:
-        self._refuse_if_closed()
-        expires = time.monotonic() + self.lifetime_s
-        asked = (self._client, self.image, self.run, self.limits, self.lifetime_s)
-        name, sock = await self._in_thread(engine.create, *asked)
-        wire = await Wire.open(name, sock, engine.SUPERVISOR)
-        container = _Container(name=name, wire=wire, expires=expires)
-        self._made[name] = container
+        deadline = time.monotonic() + self._gate.patience_s
+        while True:
+            try:
+                async with self._creating, self._gate.turn(deadline, self._refuse_if_closed):
+                    container = await self._start_one()
+            except SandboxUnavailable as problem:
+                if self.runtime and not self.stats["created"]:
+                    message = f"no container starts under the runtime {self.runtime!r}: {problem}"
+                    raise SandboxUnavailable(message) from problem
+                if not isinstance(problem, EngineSick):
+                    raise
+                log.warning("%s", problem)
+                continue  # the gate says when, and when to give up
+            self._refuse_if_closed()  # what was just made is in `_made`, where `_close` finds it
+            self.stats["created"] += 1
+            return container
+
+    async def _start_one(self) -> _Container:
+        name = next(self._names)
+        self._starting.add(name)
+        try:
+            expires = time.monotonic() + self.lifetime_s
+            asked = (self._client, self.image, self.run, self.limits, self.lifetime_s)
+            create = partial(engine.create, name=name, runtime=self.runtime)
+            _, sock = await self._in_thread(create, *asked)
+            wire = await Wire.open(name, sock, engine.SUPERVISOR)
+            self._made[name] = container = _Container(name=name, wire=wire, expires=expires)
+        finally:
+            self._starting.discard(name)
         try:
             hello, _ = await wire.call("hello", wait_s=START_S, uid=self._uid(), lifetime_s=self.lifetime_s)
-            if problem := hello.get("unclean"):
-                raise SandboxUnavailable(f"a new container of {self.image!r} is not fit for attempts: {problem}")
-        except SandboxError as problem:
+        except SandboxLost as problem:
             await self._discard(container)
-            raise SandboxUnavailable(f"a container of {self.image!r} did not start: {problem}") from problem
-        self._refuse_if_closed()  # what was just made is in `_made`, where `_close` finds it
-        self.stats["created"] += 1
+            raise EngineSick(f"a container of {self.image!r} did not start: {problem}") from problem
+        unfit = hello.get("unclean")
+        if self.runtime is not None and hello["kernel"] == self._kernel:
+            unfit = f"it got the engine's own kernel {self._kernel}, expected another one"
+        if unfit is not None:
+            await self._discard(container)
+            raise SandboxUnavailable(f"a new container of {self.image!r} is not fit for attempts: {unfit}")
         return container
 
     def _give_back(self, container: _Container, *, lost: bool) -> asyncio.Task[None]:
@@ -280,13 +358,26 @@ class DockerPool:
         try:
             await self._remove(container)
         except SandboxUnavailable as problem:
-            log.warning("%s; closing the pool tries again, `reap` later", problem)
+            log.warning("%s; tried again in %g s and when the pool closes", problem, REAP_EVERY_S)
 
     async def _remove(self, container: _Container) -> None:
-        if container.name in self._made:
+        if self._made.pop(container.name, None) is not None:
             container.wire.close()  # ends its supervisor, and the engine removes it; asking for it makes it sure
             await self._in_thread(engine.remove, self._client, container.name)
-            self._made.pop(container.name, None)
+
+    async def _reap(self) -> None:
+        """Now and then: what dead runs left, and containers of this pool's that it does not know of."""
+        while True:
+            await asyncio.sleep(REAP_EVERY_S)
+            with contextlib.suppress(SandboxUnavailable):  # a sick engine is told by `acquire`
+                await self._in_thread(engine.reap, self._client)
+                await self._remove_strays()
+
+    async def _remove_strays(self) -> None:
+        """An engine in trouble may finish what it was asked for after it said, or seemed, to have failed."""
+        for name in await self._in_thread(engine.names, self.run, self._client):
+            if name.startswith(f"{self._prefix}-") and name not in self._made and name not in self._starting:
+                await self._in_thread(engine.remove, self._client, name)
 
     async def close(self) -> None:
         if self._closing is None:
@@ -296,10 +387,14 @@ class DockerPool:
     async def _close(self) -> None:
         for _ in range(self.stats["waiting"]):
             self._permits.release()  # to be refused
+        if self._reaping is not None:
+            self._reaping.cancel()
         while pending := [task for task in self._tasks if not task.done()]:  # creations and hand-overs under way
             await asyncio.wait(pending)
         try:
-            await asyncio.gather(*(self._remove(container) for container in self._made.values()))
+            await asyncio.gather(*(self._remove(container) for container in list(self._made.values())))
+            if self._client is not None:
+                await self._remove_strays()
         finally:
             self._threads.shutdown(wait=False)
             if self._client is not None:

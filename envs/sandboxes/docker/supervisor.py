@@ -1,6 +1,7 @@
 """Process 1 of a sandbox container: takes requests on its stdin, answers on its stdout, runs untrusted code as a user.
 
-Standard library only, Python 3.9 or newer. The pool sends this file over stdin, so an image needs nothing but python3.
+Standard library only, Python 3.9 or newer. The pool sends this file and `tree.py` over stdin, so an image needs nothing
+but python3.
 
 A frame, both ways: token (16 bytes), length of the JSON, length of the body (two big-endian 32-bit), JSON, body.
 The first request is `hello`, and its token is the one of every later frame. Untrusted code has its own pipes and its
@@ -10,7 +11,7 @@ kernel takes everything else in the container with it.
 """
 
 # Without pathlib, whose import would double the time that this file takes to start.
-# ruff: noqa: PTH101, PTH208, PTH103, PTH106, PTH108, PTH110, PTH112, PTH114, PTH118, PTH120, PTH123
+# ruff: noqa: PTH101, PTH208, PTH110, PTH112, PTH118, PTH123
 
 from __future__ import annotations
 
@@ -21,12 +22,13 @@ import os
 import resource
 import select
 import signal
-import stat
 import struct
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from envs.sandboxes.docker.tree import pack, read_file, unpack, wipe, write_file
 
 HEADER = struct.Struct("!16sII")
 CHUNK = 65536
@@ -373,57 +375,6 @@ def as_user(uid: int, request: dict[str, Any], work: Callable[[], None], limit: 
     return {"errno": number, "aborted": run.aborted, "starved": run.starved}, b""
 
 
-def open_regular(path: str, flags: int) -> int:
-    """A descriptor of the regular file at `path`; neither a link as last part nor a FIFO or device is opened."""
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise OSError(errno.EISDIR if stat.S_ISDIR(os.fstat(fd).st_mode) else errno.EINVAL, "not a regular file")
-    return fd
-
-
-def do_write(uid: int, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-    def work() -> None:
-        path = request["path"]
-        os.makedirs(os.path.dirname(os.path.join(WORK, path)), exist_ok=True)
-        fd = open_regular(path, os.O_WRONLY | os.O_CREAT)
-        os.ftruncate(fd, 0)
-        data = memoryview(body)
-        while data:
-            data = data[os.write(fd, data) :]
-
-    return as_user(uid, request, work, limit=0)
-
-
-def do_read(uid: int, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
-    limit = request["limit"]
-
-    def work() -> None:
-        fd = open_regular(request["path"], os.O_RDONLY)
-        while data := os.read(fd, CHUNK):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(1, view) :]
-
-    return as_user(uid, request, work, limit=limit)
-
-
-def wipe(top: str) -> None:
-    """Remove everything below `top`. Raises OSError where something cannot be removed."""
-
-    def fail(problem: OSError) -> None:
-        raise problem
-
-    for folder, folders, files in os.walk(top, topdown=False, onerror=fail):
-        for name in files:
-            os.unlink(os.path.join(folder, name))
-        for name in folders:
-            path = os.path.join(folder, name)
-            if os.path.islink(path):
-                os.unlink(path)
-            else:
-                os.rmdir(path)
-
-
 def do_reset(_uid: int, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
     """End a lease and begin the next as user `uid`. `unclean` says in one line what could not be removed."""
     kill_all()
@@ -444,6 +395,17 @@ def do_reset(_uid: int, request: dict[str, Any], _: bytes) -> tuple[dict[str, An
     return {}, b""
 
 
+REQUESTS: dict[str, Callable[[int, dict[str, Any], bytes], tuple[dict[str, Any], bytes]]] = {
+    "exec": do_exec,
+    "write": lambda uid, asked, body: as_user(uid, asked, lambda: write_file(asked["path"], body), limit=0),
+    "read": lambda uid, asked, _: as_user(uid, asked, lambda: read_file(asked["path"]), limit=asked["limit"]),
+    "pack": lambda uid, asked, _: as_user(uid, asked, lambda: pack(asked["limit"]), limit=asked["limit"]),
+    "unpack": lambda uid, asked, body: as_user(uid, asked, lambda: unpack(body), limit=0),
+    "reset": do_reset,
+    "ping": lambda uid, asked, _: ({}, b""),
+}
+
+
 def main() -> None:
     if os.getpid() != 1:
         sys.exit(f"supervisor: got pid {os.getpid()}, expected to be process 1 of a container")
@@ -456,8 +418,7 @@ def main() -> None:
     oom_source = next((name for name, path in OOM_COUNTERS.items() if os.path.exists(path)), "exit code 137")
     reply, _ = do_reset(0, hello, b"")
     uid = hello["uid"]
-    send_frame(token, {"id": hello["id"], "python": sys.version.split()[0], "oom": oom_source, **reply})
-    requests = {"exec": do_exec, "write": do_write, "read": do_read, "reset": do_reset}
+    send_frame(token, {"id": hello["id"], "kernel": os.uname().release, "oom": oom_source, **reply})
     poller = select.poll()
     poller.register(0, select.POLLIN)
     while True:
@@ -466,7 +427,7 @@ def main() -> None:
         token_now, request, body = receive_frame()
         if token_now != token:
             sys.exit("supervisor: a frame without this container's token")
-        reply, answer = requests[request["op"]](uid, request, body)
+        reply, answer = REQUESTS[request["op"]](uid, request, body)
         if request["op"] == "reset":
             uid = request["uid"]
         send_frame(token, {"id": request["id"], **reply}, answer)

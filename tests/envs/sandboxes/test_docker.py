@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -744,8 +743,7 @@ def test_limits_that_cannot_work_are_refused() -> None:
 
 
 def test_the_supervisor_refuses_to_run_outside_a_container() -> None:
-    supervisor = Path(engine.__file__).with_name("supervisor.py")
-    command = [sys.executable, str(supervisor)]
+    command = [sys.executable, "-I", "-c", engine.SUPERVISOR]
     outside = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     assert outside.returncode == 1 and "expected to be process 1 of a container" in outside.stderr
 
