@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from envs.sandboxes.docker.tree import pack, read_file, unpack, wipe, write_file
+from envs.sandboxes.docker.tree import pack, read_file, unpack, wipe, write_all, write_file
 
 HEADER = struct.Struct("!16sII")
 CHUNK = 65536
@@ -73,9 +73,7 @@ def receive_frame() -> tuple[bytes, dict[str, Any], bytes]:
 
 def send_frame(token: bytes, reply: dict[str, Any], body: bytes = b"") -> None:
     text = json.dumps(reply).encode()
-    data = memoryview(HEADER.pack(token, len(text), len(body)) + text + body)
-    while data:
-        data = data[os.write(1, data) :]
+    write_all(1, HEADER.pack(token, len(text), len(body)) + text + body)
 
 
 # Processes of the lease
@@ -327,13 +325,27 @@ def oom_kills() -> int | None:
 # Requests
 
 
+def replace_by(words: list[bytes], env: dict[str, str]) -> None:
+    """As `os.execvpe`, which spends longer on finding a program than the kernel on starting it."""
+    folders = [b""] if b"/" in words[0] else [os.fsencode(folder) for folder in env["PATH"].split(":")]
+    problem: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for folder in folders:
+        try:
+            os.execve(os.path.join(folder, words[0]), words, env)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:  # a later folder may have one that may be run
+            problem = error
+    raise problem
+
+
 def do_exec(uid: int, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
     argv = [SHELL, "-c", request["argv"]] if isinstance(request["argv"], str) else request["argv"]
 
     def child() -> None:
         words = [word.encode("utf-8", "surrogateescape") for word in argv]
         os.chdir(os.path.join(WORK, request["cwd"]))
-        os.execvpe(words[0], words, {**BASE_ENV, **request["env"]})
+        replace_by(words, {**BASE_ENV, **request["env"]})
 
     run = Run(child, uid, request, stdin=body, limit=request["max_output"])
     out, err = run.out.bytes(), run.err.bytes()
