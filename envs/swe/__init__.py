@@ -99,7 +99,8 @@ class SweEnv:
     async def _working(self) -> Sandbox:
         """The attempt's sandbox with the package in it, taken at the first tool call."""
         if self.sandbox is None:
-            self.sandbox = await self.sandboxes.acquire(_package(self.task.given["files"]))
+            files = {path: text.encode() for path, text in self.task.given["files"].items()}
+            self.sandbox = await self.sandboxes.acquire(Snapshot.of(files))
         return self.sandbox
 
     async def _bash(self, sandbox: Sandbox, command: str) -> tuple[str, float]:
@@ -131,11 +132,10 @@ class SweEnv:
             return {"solved": False, "submitted": self.submitted, "edits": self.edits}
         files = await self._changed(self.sandbox)
         await self.close()
+        grader = await self.sandboxes.acquire()
         try:
-            grader = await self.sandboxes.acquire(_package({**self.task.given["files"], **files}))
-        except OSError:  # the attempt's own doing: a file of the package is a folder now
-            return {"solved": False, "submitted": True, "edits": self.edits}
-        try:
+            for path, text in {**self.task.given["files"], **files}.items():
+                await grader.write(f"/work/{path}", text.encode())
             passed = await _run_tests(grader, self.task.hidden["tests"])
         finally:
             await grader.close()
@@ -174,10 +174,6 @@ class SweEnv:
         sandbox, self.sandbox = self.sandbox, None
         if sandbox is not None:
             await sandbox.close()
-
-
-def _package(files: Mapping[str, str]) -> Snapshot:
-    return Snapshot.of({path: text.encode() for path, text in files.items()})
 
 
 async def _run_tests(grader: Sandbox, tests: Sequence[Mapping[str, Any]]) -> dict[str, bool]:

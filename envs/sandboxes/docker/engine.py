@@ -21,29 +21,11 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from envs.sandboxes import SandboxUnavailable
 from envs.sandboxes.docker.admission import EngineSick, short_of_disk
+from envs.sandboxes.docker.program import BOOT, program
 
 T = TypeVar("T")
 API_TIMEOUT_S = 60
-
-
-def _program() -> bytes:
-    """The supervisor and its one module as a single program that needs no file system."""
-    here = Path(__file__).parent
-    sources = {f"{__package__}.tree": "tree.py", "__main__": "supervisor.py"}
-    return (
-        "import sys,types\n"
-        f"for name,source in { ({name: (here / file).read_text() for name, file in sources.items()})!r}.items():\n"
-        " module=sys.modules[name]=types.ModuleType(name)\n"
-        " exec(compile(source,name,'exec'),module.__dict__)"
-    ).encode()
-
-
-SUPERVISOR = _program()
-BOOT = (
-    "import os\ns=b''\nwhile len(s)<{size}:s+=os.read(0,{size}-len(s)) or os._exit(0)\n"
-    "exec(compile(s,'supervisor.py','exec'))"
-)
-"""Reads the supervisor from stdin and not a byte more, so the image needs only python3 and no shared folder."""
+SUPERVISOR = program(Path(__file__).with_name("supervisor.py"))
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"]
 """Of the supervisor only: to wipe, to kill, to become the lease's user. With SYS_RESOURCE, where the machine has it,
 that user cannot undo being the first victim when memory runs out."""
@@ -137,12 +119,12 @@ def create(
     run: str,
     limits: Limits,
     lifetime_s: float,
-    program: bytes = SUPERVISOR,
+    sent: bytes = SUPERVISOR,
     *,
     name: str | None = None,
     runtime: str | None = None,
 ) -> tuple[str, socket.socket]:
-    """Start one hardened container, which waits for `program`. Returns its name and a socket to its streams.
+    """Start one hardened container, which waits for the program `sent`. Returns its name and a socket to its streams.
 
     Raises SandboxUnavailable where the engine will not, EngineSick where it may later.
     """
@@ -151,7 +133,7 @@ def create(
         host = client.create_host_config(**_isolation(limits), runtime=runtime)
         client.create_container(
             image,
-            entrypoint=["python3", "-I", "-S", "-c", BOOT.format(size=len(program))],
+            entrypoint=["python3", "-I", "-S", "-c", BOOT.format(size=len(sent))],
             command=[],
             name=name,
             hostname="sandbox",
