@@ -83,6 +83,21 @@ def python(code: str) -> str:
     return f"python3 -I - <<'END'\nimport os, socket\n{code}\nEND"
 
 
+@docker
+def test_a_program_is_looked_up_along_the_path_given(go: Go, pool: DockerPool) -> None:
+    async def scenario() -> list[tuple[int, bytes]]:
+        sandbox = await pool.acquire(Snapshot.of({"a/tool": b"", "b/tool": b"#!/bin/sh\necho $0", "file": b""}))
+        await run(sandbox, "chmod 755 b/tool")
+        found = []
+        for path in ("/work/file:/nowhere:/work/a:/work/b", "/work/b", "/work/a", "/nowhere"):
+            result = await sandbox.exec(["tool"], env={"PATH": path})
+            found.append((result.exit_code, result.stdout))
+        await sandbox.close()
+        return found
+
+    assert go(scenario()) == [(0, b"/work/b/tool\n"), (0, b"/work/b/tool\n"), (126, b""), (127, b"")]
+
+
 # Snapshots and forks
 
 LISTING = r"""
