@@ -9,15 +9,26 @@ A non-zero exit, a timeout or a memory kill is a result, never an exception. Onl
 A backend is a module that exports `Pool(run=, size=, image=, memory_mb=)`, a SandboxPool; `preflight(image)`,
 which raises SandboxUnavailable in one sentence; `count(run)`, how many sandboxes a run has; `reap()`, which removes
 what dead runs left; and `WEAKER`, one line on what isolates less than Docker, empty where nothing does.
+
+Setup that all members of a group share is done once, and every member forks from it:
+
+    async with closing(await pool.acquire(Snapshot.of(files))) as sandbox:
+        await sandbox.exec("make")
+        built = await sandbox.snapshot()
+    forks = [await pool.acquire(built) for _ in range(8)]
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pkgutil
+import struct
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from types import ModuleType
 from typing import Protocol
 
@@ -55,10 +66,33 @@ class ExecResult:
     """CPU time of all its processes."""
 
 
-class Sandbox(Protocol):
-    """One attempt's own machine: an empty writable `/work`, an empty `/tmp`, no network, no privileges, its own user.
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What `/work` held at one moment, to begin other sandboxes with: files, folders and links, their modes and times.
 
-    Nothing of an earlier attempt is left in it, and no process outlives the `exec` that started it.
+    Kept here and not in the engine, so it outlives its sandbox and needs no clean-up.
+    """
+
+    packed: bytes
+    """Length of the index (32 bits, big-endian), the index as JSON, then the files' bytes one after another. An entry:
+    kind (file, folder, link), path, mode, time in ns, and a file's size or a link's target."""
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes]) -> Snapshot:
+        """A snapshot of these files, by path below `/work`. Raises ValueError for a path that cannot be one."""
+        for path in files:
+            if not PurePosixPath(path).name or path.startswith("/") or ".." in path.split("/") or "\0" in path:
+                raise ValueError(f"got the path {path!r} for a snapshot; expected one below /work, relative to it")
+        now = time.time_ns()
+        index = json.dumps([["file", path, 0o644, now, len(data)] for path, data in files.items()]).encode()
+        return cls(b"".join([struct.pack("!I", len(index)), index, *files.values()]))
+
+
+class Sandbox(Protocol):
+    """One attempt's own machine: a writable `/work`, an empty `/tmp`, no network, no privileges, its own user.
+
+    Nothing of an earlier attempt is left in it, and no process outlives the `exec` that started it. There is one user
+    only, the attempt's: a command of any other would be of more use to an attempt than to us (decision 008).
     """
 
     async def exec(
@@ -82,6 +116,13 @@ class Sandbox(Protocol):
         """A regular file's bytes. Raises FileNotFoundError, or OSError where it is over `limit` or not regular."""
         ...
 
+    async def snapshot(self, *, limit: int = 32 * 1024 * 1024) -> Snapshot:
+        """What `/work` holds now. Sockets and pipes are left out.
+
+        Raises OSError where that is over `limit` bytes, or holds what its own user cannot read.
+        """
+        ...
+
     async def close(self) -> None:
         """Hand the sandbox back. May be called more than once."""
         ...
@@ -90,8 +131,11 @@ class Sandbox(Protocol):
 class SandboxPool(Protocol):
     """A bounded number of sandboxes shared by the attempts of one process."""
 
-    async def acquire(self) -> Sandbox:
-        """A clean sandbox, waiting for one where all are taken. Raises SandboxUnavailable."""
+    async def acquire(self, snapshot: Snapshot | None = None) -> Sandbox:
+        """A clean sandbox, waiting for one where all are taken; `/work` is empty, or as the snapshot has it.
+
+        Raises SandboxUnavailable, and OSError where the snapshot does not go into `/work`.
+        """
         ...
 
     async def close(self) -> None:

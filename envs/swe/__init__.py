@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from envs import Env, Facts, Message, Split, Step, Task, tool_call
-from envs.sandboxes import Sandbox, SandboxPool
+from envs.sandboxes import Sandbox, SandboxPool, Snapshot
 from envs.swe import problems
 
 COMMAND_TIMEOUT_S = 10.0
@@ -99,9 +99,8 @@ class SweEnv:
     async def _working(self) -> Sandbox:
         """The attempt's sandbox with the package in it, taken at the first tool call."""
         if self.sandbox is None:
-            self.sandbox = await self.sandboxes.acquire()
-            for path, text in self.task.given["files"].items():
-                await self.sandbox.write(f"/work/{path}", text.encode())
+            files = {path: text.encode() for path, text in self.task.given["files"].items()}
+            self.sandbox = await self.sandboxes.acquire(Snapshot.of(files))
         return self.sandbox
 
     async def _bash(self, sandbox: Sandbox, command: str) -> tuple[str, float]:

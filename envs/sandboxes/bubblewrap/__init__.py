@@ -24,13 +24,13 @@ from collections.abc import Coroutine
 from dataclasses import asdict, dataclass
 from typing import IO, Any, TypeVar
 
-from envs.sandboxes import SandboxLost, SandboxUnavailable
+from envs.sandboxes import SandboxLost, SandboxUnavailable, Snapshot
 from envs.sandboxes.bubblewrap import launch
 from envs.sandboxes.bubblewrap.launch import WEAKER, Limits, count, preflight, reap
-from envs.sandboxes.bubblewrap.lease import GRACE_S, BubblewrapSandbox
+from envs.sandboxes.docker.lease import GRACE_S, Lease
 from envs.sandboxes.docker.wire import Wire
 
-__all__ = ["WEAKER", "BubblewrapPool", "BubblewrapSandbox", "Limits", "Pool", "count", "preflight", "reap"]
+__all__ = ["WEAKER", "BubblewrapPool", "Lease", "Limits", "Pool", "count", "preflight", "reap"]
 
 T = TypeVar("T")
 START_S = 30.0
@@ -83,7 +83,7 @@ class BubblewrapPool:
     async def start(self, warm: int = 0) -> None:
         """Make `warm` sandboxes ahead. Raises SandboxUnavailable. `acquire` needs none."""
         ahead = await asyncio.gather(*(self.acquire() for _ in range(min(warm, self.size))), return_exceptions=True)
-        await asyncio.gather(*(sandbox.close() for sandbox in ahead if isinstance(sandbox, BubblewrapSandbox)))
+        await asyncio.gather(*(sandbox.close() for sandbox in ahead if isinstance(sandbox, Lease)))
         for problem in ahead:
             if isinstance(problem, BaseException):
                 raise problem
@@ -92,7 +92,7 @@ class BubblewrapPool:
         if self._closing is not None:
             raise SandboxUnavailable(f"the pool of run {self.run!r} is closed")
 
-    async def acquire(self) -> BubblewrapSandbox:
+    async def acquire(self, snapshot: Snapshot | None = None) -> Lease:
         self._refuse_if_closed()
         self.stats["waiting"] += 1
         try:
@@ -101,7 +101,9 @@ class BubblewrapPool:
             self.stats["waiting"] -= 1
         keeper = self._pick() or await self._make()
         self.stats["handed_out"] += 1
-        return BubblewrapSandbox(keeper.wire, lambda lost: self._spawn(self._take_back(keeper, lost)), keeper.said)
+        sandbox = Lease(keeper.wire, lambda lost: self._spawn(self._take_back(keeper, lost)), keeper.said)
+        await sandbox.begin(snapshot)
+        return sandbox
 
     def _pick(self) -> Keeper | None:
         """An idle keeper with enough life left, the last used first; others are discarded."""

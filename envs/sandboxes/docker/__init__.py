@@ -8,38 +8,41 @@
     await pool.close()
 
 A container runs `supervisor.py` as its process 1 and is spoken to over one attached socket (`wire.py`). It ends by
-itself when this process dies; `reap` removes what could not. Calls to the engine are in `engine.py`.
+itself when this process dies; `reap` removes what could not. Calls to the engine are in `engine.py`; when one may be
+made, in `admission.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
+import itertools
 import logging
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from envs.sandboxes import ExecResult, SandboxError, SandboxLost, SandboxUnavailable
+from envs.sandboxes import SandboxLost, SandboxUnavailable, Snapshot
 from envs.sandboxes.docker import engine
+from envs.sandboxes.docker.admission import MIN_FREE_MB, EngineSick, Gate
 from envs.sandboxes.docker.engine import Limits, count, preflight, reap
-from envs.sandboxes.docker.wire import MAX_BODY, Wire
+from envs.sandboxes.docker.lease import GRACE_S, Lease
+from envs.sandboxes.docker.wire import Wire
 
-__all__ = ["DockerPool", "DockerSandbox", "Limits", "count", "preflight", "reap"]
+__all__ = ["DockerPool", "Lease", "Limits", "count", "preflight", "reap"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-GRACE_S = 15.0
-"""How much later than asked the supervisor may answer before its container counts as lost."""
 START_S = 60.0
-PATIENCE = 10.0
-"""A command that finds no core is waited for this many times as long as it may run; then the machine is to blame."""
+FRESH_S = 1.0
+"""A container that answered this lately is handed out without being asked whether it lives."""
+REAP_EVERY_S = 120.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,100 +53,12 @@ class _Container:
     """On the clock of `time.monotonic`."""
 
 
-class DockerSandbox:
-    """One lease of a pool's container. Single use; implements `envs.sandboxes.Sandbox`."""
-
-    def __init__(self, pool: DockerPool, container: _Container) -> None:
-        self._pool = pool
-        self._container: _Container | None = container
-        self._returning: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
-
-    async def exec(
-        self,
-        argv: Sequence[str] | str,
-        *,
-        timeout_s: float = 10.0,
-        stdin: bytes = b"",
-        cwd: str = "/work",
-        env: Mapping[str, str] | None = None,
-        max_output: int = 64 * 1024,
-    ) -> ExecResult:
-        if not argv or timeout_s <= 0 or not 0 <= max_output <= MAX_BODY or len(stdin) > MAX_BODY:
-            raise ValueError(
-                f"exec got argv={argv!r:.80}, timeout_s={timeout_s}, max_output={max_output}, {len(stdin)} B of stdin; "
-                f"expected a command, a positive time, and at most {MAX_BODY} bytes each"
-            )
-        reply, body = await self._call(
-            "exec",
-            bytes(stdin),
-            timeout_s=timeout_s,
-            argv=argv if isinstance(argv, str) else list(argv),
-            cwd=cwd,
-            env=dict(env or {}),
-            max_output=max_output,
-        )
-        cut = reply["stdout"]
-        return ExecResult(
-            exit_code=reply["exit_code"],
-            stdout=body[:cut],
-            stderr=body[cut:],
-            stdout_cut=reply["stdout_cut"],
-            stderr_cut=reply["stderr_cut"],
-            timed_out=reply["timed_out"],
-            oom=reply["oom"],
-            duration_s=reply["duration_s"],
-            cpu_s=reply["cpu_s"],
-        )
-
-    async def write(self, path: str, data: bytes) -> None:
-        if len(data) > MAX_BODY:
-            raise OSError(errno.EFBIG, f"got {len(data)} bytes, expected at most {MAX_BODY}", path)
-        _raise_errno((await self._call("write", bytes(data), timeout_s=10.0, path=path))[0], path)
-
-    async def read(self, path: str, *, limit: int = 1024 * 1024) -> bytes:
-        reply, body = await self._call("read", timeout_s=10.0, path=path, limit=min(limit, MAX_BODY))
-        _raise_errno(reply, path)
-        return body
-
-    async def _call(
-        self, op: str, body: bytes = b"", *, timeout_s: float, **request: Any
-    ) -> tuple[dict[str, Any], bytes]:
-        give_up_s = PATIENCE * timeout_s
-        request |= {"timeout_s": timeout_s, "give_up_s": give_up_s}
-        async with self._turn:
-            if self._container is None:
-                raise SandboxLost(f"{op!r} in a sandbox that was closed or lost before")
-            try:
-                reply, answer = await self._container.wire.call(op, body, wait_s=give_up_s + GRACE_S, **request)
-            except SandboxLost:
-                if self._container is not None:  # not closed meanwhile
-                    self._returning = self._pool._give_back(self._container, lost=True)
-                    self._container = None
-                raise
-        if reply.get("aborted"):
-            raise SandboxLost(f"the sandbox was closed during {op!r}")
-        if reply.get("starved"):
-            raise SandboxLost(f"{op!r} found no core to run on in {give_up_s:g} s, ten times what it may take")
-        return reply, answer
-
-    async def close(self) -> None:
-        if self._container is not None:
-            self._returning = self._pool._give_back(self._container, lost=False)
-            self._container = None
-        if self._returning is not None:
-            await asyncio.shield(self._returning)
-
-
-def _raise_errno(reply: dict[str, Any], path: str) -> None:
-    if number := reply.get("errno"):
-        raise OSError(number, os.strerror(number), path)
-
-
 class DockerPool:
     """Up to `size` containers, made when first needed, each lent to one attempt at a time, first come first served.
 
     Belongs to one event loop. `lifetime_s` bounds a container's life; each lease finds at least half of it left.
+    `creating` containers are made at once on this machine; where none can be made, `acquire` waits `patience_s` before
+    it gives up. A `runtime` other than the engine's own (runsc, kata) counts only once a container runs under it.
     """
 
     def __init__(
@@ -154,24 +69,35 @@ class DockerPool:
         image: str = "touchstone-sandbox:bookworm",
         lifetime_s: float = 7200.0,
         creating: int = 4,
+        patience_s: float = 120.0,
+        min_free_mb: int = MIN_FREE_MB,
+        runtime: str | None = None,
         **limits: Any,
     ) -> None:
-        if size < 1:
-            raise ValueError(f"a pool of sandboxes got size={size}, expected at least 1")
+        if size < 1 or creating < 1:
+            raise ValueError(f"a pool of sandboxes got size={size}, creating={creating}; expected at least 1 each")
         self.run = re.sub(r"[^A-Za-z0-9_.-]", "-", run)
         self.size = size
         self.image = image
+        self.runtime = runtime
         self.limits = Limits(**limits)
         self.lifetime_s = lifetime_s
         self.stats = {"created": 0, "handed_out": 0, "lost": 0, "unclean": 0, "waiting": 0}
         """`lost`: containers that died or did not answer; `unclean`: ones replaced for what an attempt left behind."""
         self._client: Any = None
+        self._kernel = ""
         self._connecting = asyncio.Lock()
-        self._threads = ThreadPoolExecutor(max_workers=creating, thread_name_prefix="docker")
+        self._threads = ThreadPoolExecutor(max_workers=creating + 2, thread_name_prefix="docker")
+        self._gate = Gate(at_once=creating, patience_s=patience_s, min_free_mb=min_free_mb)
+        self._creating = asyncio.Semaphore(creating)
         self._permits = asyncio.Semaphore(size)
+        self._prefix = f"touchstone-{self.run}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._names = (f"{self._prefix}-{number}" for number in itertools.count())
         self._idle: list[_Container] = []
         self._made: dict[str, _Container] = {}
+        self._starting: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._reaping: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         # A kernel counts some resources by user, across containers: no two pools or leases share one.
         self._next_uid = 1_000_000 * (1 + secrets.randbelow(1000))
@@ -180,7 +106,7 @@ class DockerPool:
         """Connect, check the image, make `warm` containers ahead. Raises SandboxUnavailable. `acquire` needs none."""
         await self._connect()
         ahead = await asyncio.gather(*(self.acquire() for _ in range(min(warm, self.size))), return_exceptions=True)
-        await asyncio.gather(*(sandbox.close() for sandbox in ahead if isinstance(sandbox, DockerSandbox)))
+        await asyncio.gather(*(sandbox.close() for sandbox in ahead if isinstance(sandbox, Lease)))
         for problem in ahead:
             if isinstance(problem, BaseException):
                 raise problem
@@ -191,13 +117,16 @@ class DockerPool:
             if self._client is None:
                 client = await self._in_thread(engine.connect)
                 await self._in_thread(engine.check_image, client, self.image)
+                about = await self._in_thread(engine.info, client)
+                self._gate.disks, self._kernel = engine.disks(client, about), about["KernelVersion"]
                 self._client = client
+                self._reaping = asyncio.create_task(self._reap())
 
     def _refuse_if_closed(self) -> None:
         if self._closing is not None:
             raise SandboxUnavailable(f"the pool of run {self.run!r} is closed")
 
-    async def acquire(self) -> DockerSandbox:
+    async def acquire(self, snapshot: Snapshot | None = None) -> Lease:
         if self._client is None or self._closing is not None:
             await self._connect()
         self.stats["waiting"] += 1
@@ -205,19 +134,33 @@ class DockerPool:
             await self._permits.acquire()
         finally:
             self.stats["waiting"] -= 1
-        container = self._pick() or await self._make()
+        container = await self._pick() or await self._make()
         self.stats["handed_out"] += 1
-        return DockerSandbox(self, container)
+        sandbox = Lease(container.wire, lambda lost: self._spawn(self._take_back(container, lost)))
+        await sandbox.begin(snapshot)
+        return sandbox
 
-    def _pick(self) -> _Container | None:
-        """An idle container with enough life left, the last used first; others are discarded."""
+    async def _pick(self) -> _Container | None:
+        """For the permit held: an idle container that lives, for long enough, the last used first. Discards others."""
         while self._idle:
             container = self._idle.pop()
-            if container.wire.alive and container.expires - time.monotonic() > self.lifetime_s / 2:
+            if container.expires - time.monotonic() > self.lifetime_s / 2 and await self._lives(container):
                 return container
-            self.stats["lost"] += not container.wire.alive
             self._spawn(self._discard(container))
         return None
+
+    async def _lives(self, container: _Container) -> bool:
+        try:
+            if not container.wire.alive or time.monotonic() - container.wire.heard_at > FRESH_S:
+                await container.wire.call("ping", wait_s=GRACE_S)
+        except SandboxLost:
+            self.stats["lost"] += 1
+            return False
+        except BaseException:  # cancelled
+            self._idle.append(container)
+            self._permits.release()
+            raise
+        return True
 
     async def _make(self) -> _Container:
         """A new container for the permit held. Where the caller is cancelled, it is finished and kept for the next."""
@@ -237,27 +180,47 @@ class DockerPool:
         self._permits.release()
 
     async def _create(self) -> _Container:
-        self._refuse_if_closed()
-        expires = time.monotonic() + self.lifetime_s
-        asked = (self._client, self.image, self.run, self.limits, self.lifetime_s)
-        name, sock = await self._in_thread(engine.create, *asked)
-        wire = await Wire.open(name, sock, engine.SUPERVISOR)
-        container = _Container(name=name, wire=wire, expires=expires)
-        self._made[name] = container
+        deadline = time.monotonic() + self._gate.patience_s
+        while True:
+            try:
+                async with self._creating, self._gate.turn(deadline, self._refuse_if_closed):
+                    container = await self._start_one()
+            except SandboxUnavailable as problem:
+                if self.runtime and not self.stats["created"]:
+                    message = f"no container starts under the runtime {self.runtime!r}: {problem}"
+                    raise SandboxUnavailable(message) from problem
+                if not isinstance(problem, EngineSick):
+                    raise
+                log.warning("%s", problem)
+                continue  # the gate says when, and when to give up
+            self._refuse_if_closed()  # what was just made is in `_made`, where `_close` finds it
+            self.stats["created"] += 1
+            return container
+
+    async def _start_one(self) -> _Container:
+        name = next(self._names)
+        self._starting.add(name)
+        try:
+            expires = time.monotonic() + self.lifetime_s
+            asked = (self._client, self.image, self.run, self.limits, self.lifetime_s)
+            create = partial(engine.create, name=name, runtime=self.runtime)
+            _, sock = await self._in_thread(create, *asked)
+            wire = await Wire.open(name, sock, engine.SUPERVISOR)
+            self._made[name] = container = _Container(name=name, wire=wire, expires=expires)
+        finally:
+            self._starting.discard(name)
         try:
             hello, _ = await wire.call("hello", wait_s=START_S, uid=self._uid(), lifetime_s=self.lifetime_s)
-            if problem := hello.get("unclean"):
-                raise SandboxUnavailable(f"a new container of {self.image!r} is not fit for attempts: {problem}")
-        except SandboxError as problem:
+        except SandboxLost as problem:
             await self._discard(container)
-            raise SandboxUnavailable(f"a container of {self.image!r} did not start: {problem}") from problem
-        self._refuse_if_closed()  # what was just made is in `_made`, where `_close` finds it
-        self.stats["created"] += 1
+            raise EngineSick(f"a container of {self.image!r} did not start: {problem}") from problem
+        unfit = hello.get("unclean")
+        if self.runtime is not None and hello["kernel"] == self._kernel:
+            unfit = f"it got the engine's own kernel {self._kernel}, expected another one"
+        if unfit is not None:
+            await self._discard(container)
+            raise SandboxUnavailable(f"a new container of {self.image!r} is not fit for attempts: {unfit}")
         return container
-
-    def _give_back(self, container: _Container, *, lost: bool) -> asyncio.Task[None]:
-        """Take a container back from its lease, in a task that outlives a cancelled caller."""
-        return self._spawn(self._take_back(container, lost))
 
     async def _take_back(self, container: _Container, lost: bool) -> None:
         try:
@@ -280,13 +243,26 @@ class DockerPool:
         try:
             await self._remove(container)
         except SandboxUnavailable as problem:
-            log.warning("%s; closing the pool tries again, `reap` later", problem)
+            log.warning("%s; tried again in %g s and when the pool closes", problem, REAP_EVERY_S)
 
     async def _remove(self, container: _Container) -> None:
-        if container.name in self._made:
+        if self._made.pop(container.name, None) is not None:
             container.wire.close()  # ends its supervisor, and the engine removes it; asking for it makes it sure
             await self._in_thread(engine.remove, self._client, container.name)
-            self._made.pop(container.name, None)
+
+    async def _reap(self) -> None:
+        """Now and then: what dead runs left, and containers of this pool's that it does not know of."""
+        while True:
+            await asyncio.sleep(REAP_EVERY_S)
+            with contextlib.suppress(SandboxUnavailable):  # a sick engine is told by `acquire`
+                await self._in_thread(engine.reap, self._client)
+                await self._remove_strays()
+
+    async def _remove_strays(self) -> None:
+        """An engine in trouble may finish what it was asked for after it said, or seemed, to have failed."""
+        for name in await self._in_thread(engine.names, self.run, self._client):
+            if name.startswith(f"{self._prefix}-") and name not in self._made and name not in self._starting:
+                await self._in_thread(engine.remove, self._client, name)
 
     async def close(self) -> None:
         if self._closing is None:
@@ -296,10 +272,14 @@ class DockerPool:
     async def _close(self) -> None:
         for _ in range(self.stats["waiting"]):
             self._permits.release()  # to be refused
+        if self._reaping is not None:
+            self._reaping.cancel()
         while pending := [task for task in self._tasks if not task.done()]:  # creations and hand-overs under way
             await asyncio.wait(pending)
         try:
-            await asyncio.gather(*(self._remove(container) for container in self._made.values()))
+            await asyncio.gather(*(self._remove(container) for container in list(self._made.values())))
+            if self._client is not None:
+                await self._remove_strays()
         finally:
             self._threads.shutdown(wait=False)
             if self._client is not None:

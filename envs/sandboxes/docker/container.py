@@ -4,7 +4,7 @@ Travels into the container with `supervisor.py`: standard library only, Python 3
 """
 
 # Without pathlib, for the reason given in `supervisor.py`.
-# ruff: noqa: PTH101, PTH106, PTH108, PTH110, PTH112, PTH114, PTH118, PTH123
+# ruff: noqa: PTH101, PTH110, PTH112, PTH123
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from envs.sandboxes.docker.supervisor import TICK_S, WORK, Streams, live, main
+from envs.sandboxes.docker.tree import wipe
 
 WIPED = (WORK, "/tmp", "/dev/shm", "/dev/mqueue")
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
@@ -40,23 +41,6 @@ def become(uid: int, streams: Streams, cpu_s: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-
-
-def wipe(top: str) -> None:
-    """Remove everything below `top`. Raises OSError where something cannot be removed."""
-
-    def fail(problem: OSError) -> None:
-        raise problem
-
-    for folder, folders, files in os.walk(top, topdown=False, onerror=fail):
-        for name in files:
-            os.unlink(os.path.join(folder, name))
-        for name in folders:
-            path = os.path.join(folder, name)
-            if os.path.islink(path):
-                os.unlink(path)
-            else:
-                os.rmdir(path)
 
 
 class Container:

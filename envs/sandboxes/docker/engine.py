@@ -6,27 +6,31 @@ from a later one with the same pid) and `touchstone.deadline` (unix time after w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from envs.sandboxes import SandboxUnavailable
+from envs.sandboxes.docker.admission import EngineSick, short_of_disk
 from envs.sandboxes.docker.program import BOOT, program
 
+T = TypeVar("T")
 API_TIMEOUT_S = 60
 SUPERVISOR = program(Path(__file__).with_name("container.py"))
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"]
 """Of the supervisor only: to wipe, to kill, to become the lease's user. With SYS_RESOURCE, where the machine has it,
 that user cannot undo being the first victim when memory runs out."""
 SYS_RESOURCE_BIT = 24
-CONFLICT = 409
+CONFLICT, TOO_MANY, SERVER_ERROR = 409, 429, 500
 SYSCTLS = {"kernel.shmmni": "0", "kernel.msgmni": "0", "kernel.sem": "250 32000 32 0", "fs.mqueue.queues_max": "0"}
 """No System V or POSIX message objects: they would outlive the processes of an attempt."""
 TROUBLE = (DockerException, OSError)
@@ -70,10 +74,12 @@ def connect() -> docker.APIClient:
 
 
 def preflight(image: str) -> None:
-    """Check that an engine answers and has the image. Raises SandboxUnavailable: one sentence, with what to type."""
+    """Check that an engine answers, with the image and some disk. Raises SandboxUnavailable: one sentence, a remedy."""
     client = connect()
     try:
         check_image(client, image)
+        if problem := short_of_disk(disks(client, info(client))):
+            raise SandboxUnavailable(problem)
     finally:
         client.close()
 
@@ -95,16 +101,39 @@ def check_image(client: docker.APIClient, image: str) -> None:
         )
 
 
+def disks(client: docker.APIClient, about: dict[str, Any]) -> tuple[Path, ...]:
+    """Folders of this machine on whose file systems the engine writes; none where it runs elsewhere."""
+    if not client.base_url.startswith("http+docker://localhost"):
+        return ()
+    return tuple(path for path in (Path(about["DockerRootDir"]), Path("/")) if path.exists())
+
+
+def info(client: docker.APIClient) -> dict[str, Any]:
+    known: dict[str, Any] = _asked(client.info)
+    return known
+
+
 def create(
-    client: docker.APIClient, image: str, run: str, limits: Limits, lifetime_s: float
+    client: docker.APIClient,
+    image: str,
+    run: str,
+    limits: Limits,
+    lifetime_s: float,
+    sent: bytes = SUPERVISOR,
+    *,
+    name: str | None = None,
+    runtime: str | None = None,
 ) -> tuple[str, socket.socket]:
-    """Start one hardened container, which waits for `SUPERVISOR`. Returns its name and a socket to its streams."""
-    name = f"touchstone-{run}-{os.getpid()}-{secrets.token_hex(4)}"
+    """Start one hardened container, which waits for the program `sent`. Returns its name and a socket to its streams.
+
+    Raises SandboxUnavailable where the engine will not, EngineSick where it may later.
+    """
+    name = name or f"touchstone-{run}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        host = client.create_host_config(**_isolation(limits))
+        host = client.create_host_config(**_isolation(limits), runtime=runtime)
         client.create_container(
             image,
-            entrypoint=["python3", "-I", "-S", "-c", BOOT.format(size=len(SUPERVISOR))],
+            entrypoint=["python3", "-I", "-S", "-c", BOOT.format(size=len(sent))],
             command=[],
             name=name,
             hostname="sandbox",
@@ -124,10 +153,18 @@ def create(
         getattr(raw, "_response", raw).close()  # the whole response, or its parts complain when collected
         client.start(name)
     except TROUBLE as problem:
-        remove(client, name)
-        raise SandboxUnavailable(f"a container of {image!r} did not start: {_root_cause(problem)}") from problem
+        with contextlib.suppress(SandboxUnavailable):  # the pool looks for it again
+            remove(client, name)
+        kind = EngineSick if _may_pass(problem) else SandboxUnavailable
+        raise kind(f"a container of {image!r} did not start: {_root_cause(problem)}") from problem
     sock.setblocking(False)
     return name, sock
+
+
+def _may_pass(problem: Exception) -> bool:
+    """Whether it is the engine's own trouble, and not its answer to what was asked."""
+    status = problem.status_code if isinstance(problem, APIError) else None
+    return status is None or status >= SERVER_ERROR or status in (CONFLICT, TOO_MANY)
 
 
 def _isolation(limits: Limits) -> dict[str, Any]:
@@ -189,23 +226,41 @@ def count(run: str, client: docker.APIClient | None = None) -> int:
 
 
 def reap(client: docker.APIClient | None = None) -> list[str]:
-    """Remove the containers of every run whose owner is dead or whose deadline has passed. Returns their names."""
+    """Remove the containers and volumes of every run whose owner is dead or whose deadline has passed.
+
+    Returns their names.
+    """
     client = client or connect()
     removed = []
     for container in _containers(client, "touchstone.owner"):
-        labels = container["Labels"]
-        if float(labels.get("touchstone.deadline", 0)) < time.time() or not _may_live(labels["touchstone.owner"]):
+        if _is_over(container["Labels"]):
             remove(client, container["Id"])
             removed.append(container["Names"][0].lstrip("/"))
+    for volume in _asked(lambda: client.volumes(filters={"label": "touchstone.owner"})["Volumes"] or []):
+        if _is_over(volume["Labels"]):
+            with contextlib.suppress(NotFound, APIError):  # in use: next time
+                client.remove_volume(volume["Name"])
+                removed.append(volume["Name"])
     return removed
 
 
+def _is_over(labels: dict[str, str]) -> bool:
+    return float(labels.get("touchstone.deadline", 0)) < time.time() or not _may_live(labels["touchstone.owner"])
+
+
 def _containers(client: docker.APIClient, label: str) -> list[dict[str, Any]]:
-    try:
-        found: list[dict[str, Any]] = client.containers(all=True, filters={"label": label})
-    except TROUBLE as problem:
-        raise SandboxUnavailable(f"the Docker engine did not list its containers: {_root_cause(problem)}") from problem
+    found: list[dict[str, Any]] = _asked(lambda: client.containers(all=True, filters={"label": label}))
     return found
+
+
+def _asked(question: Callable[[], T]) -> T:
+    """The engine's answer; NotFound passes, any other trouble becomes EngineSick."""
+    try:
+        return question()
+    except NotFound:
+        raise
+    except TROUBLE as problem:
+        raise EngineSick(f"the Docker engine did not answer: {_root_cause(problem)}") from problem
 
 
 def owner(pid: int | None = None) -> str:

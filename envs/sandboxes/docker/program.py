@@ -10,7 +10,8 @@ BOOT = (
     "exec(compile(s,'supervisor.py','exec'))"
 )
 """Reads the program from stdin and not a byte more; `size` is its length."""
-SHARED = {"envs.sandboxes.docker.supervisor": Path(__file__).with_name("supervisor.py")}
+HERE = Path(__file__).parent
+SHARED = {f"envs.sandboxes.docker.{name}": HERE / f"{name}.py" for name in ("tree", "supervisor")}
 
 
 def program(main: Path, modules: Mapping[str, Path] | None = None) -> bytes:

@@ -1,7 +1,7 @@
 """Process 1 of a sandbox: takes requests on its stdin, answers on its stdout, runs untrusted code out of its own reach.
 
-Standard library only, Python 3.9 or newer. Sent over stdin together with what is the backend's own (`container.py` for
-Docker, `bubblewrap/keeper.py`), so a sandbox needs nothing but python3.
+Standard library only, Python 3.9 or newer. Sent over stdin together with `tree.py` and what is the backend's own
+(`container.py` for Docker, `bubblewrap/keeper.py`), so a sandbox needs nothing but python3.
 
 A frame, both ways: token (16 bytes), length of the JSON, length of the body (two big-endian 32-bit), JSON, body.
 The first request is `hello`, and its token is the one of every later frame. Untrusted code has its own pipes and its
@@ -11,7 +11,7 @@ kernel takes everything else in the container with it.
 """
 
 # Without pathlib, whose import would double the time that this file takes to start.
-# ruff: noqa: PTH208, PTH103, PTH110, PTH118, PTH120, PTH123
+# ruff: noqa: PTH208, PTH110, PTH118, PTH123
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ import os
 import resource
 import select
 import signal
-import stat
 import struct
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
+
+from envs.sandboxes.docker.tree import pack, read_file, unpack, write_all, write_file
 
 HEADER = struct.Struct("!16sII")
 CHUNK = 65536
@@ -91,9 +92,7 @@ def receive_frame() -> tuple[bytes, dict[str, Any], bytes]:
 
 def send_frame(token: bytes, reply: dict[str, Any], body: bytes = b"") -> None:
     text = json.dumps(reply).encode()
-    data = memoryview(HEADER.pack(token, len(text), len(body)) + text + body)
-    while data:
-        data = data[os.write(1, data) :]
+    write_all(1, HEADER.pack(token, len(text), len(body)) + text + body)
 
 
 # Processes of the lease
@@ -319,13 +318,27 @@ def live(*works: Callable[[], None]) -> NoReturn:
 # Requests
 
 
+def replace_by(words: list[bytes], env: dict[str, str]) -> None:
+    """As `os.execvpe`, which spends longer on finding a program than the kernel on starting it."""
+    folders = [b""] if b"/" in words[0] else [os.fsencode(folder) for folder in env["PATH"].split(":")]
+    problem: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for folder in folders:
+        try:
+            os.execve(os.path.join(folder, words[0]), words, env)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:  # a later folder may have one that may be run
+            problem = error
+    raise problem
+
+
 def do_exec(uid: int, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
     argv = [SHELL, "-c", request["argv"]] if isinstance(request["argv"], str) else request["argv"]
 
     def child() -> None:
         words = [word.encode("utf-8", "surrogateescape") for word in argv]
         os.chdir(os.path.join(WORK, request["cwd"]))
-        os.execvpe(words[0], words, {**BASE_ENV, **request["env"]})
+        replace_by(words, {**BASE_ENV, **request["env"]})
 
     run = Run(child, uid, request, stdin=body, limit=request["max_output"])
     out, err = run.out.bytes(), run.err.bytes()
@@ -367,44 +380,21 @@ def as_user(uid: int, request: dict[str, Any], work: Callable[[], None], limit: 
     return {"errno": number, "aborted": run.aborted, "starved": run.starved}, b""
 
 
-def open_regular(path: str, flags: int) -> int:
-    """A descriptor of the regular file at `path`; neither a link as last part nor a FIFO or device is opened."""
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise OSError(errno.EISDIR if stat.S_ISDIR(os.fstat(fd).st_mode) else errno.EINVAL, "not a regular file")
-    return fd
-
-
-def do_write(uid: int, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-    def work() -> None:
-        path = request["path"]
-        os.makedirs(os.path.dirname(os.path.join(WORK, path)), exist_ok=True)
-        fd = open_regular(path, os.O_WRONLY | os.O_CREAT)
-        os.ftruncate(fd, 0)
-        data = memoryview(body)
-        while data:
-            data = data[os.write(fd, data) :]
-
-    return as_user(uid, request, work, limit=0)
-
-
-def do_read(uid: int, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
-    limit = request["limit"]
-
-    def work() -> None:
-        fd = open_regular(request["path"], os.O_RDONLY)
-        while data := os.read(fd, CHUNK):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(1, view) :]
-
-    return as_user(uid, request, work, limit=limit)
-
-
 def do_reset(_uid: int, request: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
     """End a lease and begin the next as user `uid`."""
     kill_all()
     return place.reset(request), b""
+
+
+REQUESTS: dict[str, Callable[[int, dict[str, Any], bytes], tuple[dict[str, Any], bytes]]] = {
+    "exec": do_exec,
+    "write": lambda uid, asked, body: as_user(uid, asked, lambda: write_file(asked["path"], body), limit=0),
+    "read": lambda uid, asked, _: as_user(uid, asked, lambda: read_file(asked["path"]), limit=asked["limit"]),
+    "pack": lambda uid, asked, _: as_user(uid, asked, lambda: pack(asked["limit"]), limit=asked["limit"]),
+    "unpack": lambda uid, asked, body: as_user(uid, asked, lambda: unpack(body), limit=0),
+    "reset": do_reset,
+    "ping": lambda uid, asked, _: ({}, b""),
+}
 
 
 def main(around: Place) -> None:
@@ -420,8 +410,7 @@ def main(around: Place) -> None:
     deadline = time.monotonic() + hello["lifetime_s"]
     reply, _ = do_reset(0, hello, b"")
     uid = hello["uid"]
-    send_frame(token, {"id": hello["id"], "python": sys.version.split()[0], **reply})
-    requests = {"exec": do_exec, "write": do_write, "read": do_read, "reset": do_reset}
+    send_frame(token, {"id": hello["id"], "kernel": os.uname().release, **reply})
     poller = select.poll()
     poller.register(0, select.POLLIN)
     while True:
@@ -430,7 +419,7 @@ def main(around: Place) -> None:
         token_now, request, body = receive_frame()
         if token_now != token:
             sys.exit("supervisor: a frame without this container's token")
-        reply, answer = requests[request["op"]](uid, request, body)
+        reply, answer = REQUESTS[request["op"]](uid, request, body)
         if request["op"] == "reset":
             uid = request["uid"]
         send_frame(token, {"id": request["id"], **reply}, answer)

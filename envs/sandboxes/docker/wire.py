@@ -7,6 +7,7 @@ import json
 import secrets
 import socket
 import struct
+import time
 from typing import Any, cast
 
 from envs.sandboxes import SandboxLost
@@ -75,6 +76,8 @@ class Wire(asyncio.Protocol):
     def __init__(self, name: str, program: bytes, *, multiplexed: bool = True) -> None:
         self.name = name
         self.alive = True
+        self.heard_at = 0.0
+        """When it last said something, on the clock of `time.monotonic`."""
         self._program = program
         self._token = secrets.token_bytes(16)
         self._frames = Frames(self._token, multiplexed=multiplexed)
@@ -93,6 +96,7 @@ class Wire(asyncio.Protocol):
         self._transport.write(self._program)
 
     def data_received(self, data: bytes) -> None:
+        self.heard_at = time.monotonic()
         try:
             for reply, body in self._frames.feed(data):
                 awaited = self._awaited.pop(reply["id"], None)

@@ -11,7 +11,7 @@ import uuid
 import pytest
 from backends import Backend, Go, eventually, python, small_pool
 
-from envs.sandboxes import SandboxLost, SandboxUnavailable
+from envs.sandboxes import SandboxLost, SandboxUnavailable, Snapshot
 
 LITTER = """
 mkdir -p /work/a/b /tmp/c /dev/shm/d; echo x | tee /work/.x /work/a/b/x /tmp/c/x /dev/shm/d/x
@@ -37,6 +37,24 @@ def test_hand_over_leaves_nothing(go: Go, backend: Backend) -> None:
     assert (uid == littered.split()[-1]) is (backend.name == "bubblewrap")  # whose user namespace is another
     assert rest[:-2] == [*backend.folders, f"700:{uid}"]
     assert stats["created"] == 1 and stats["unclean"] == 0  # so it was the same container
+
+
+def test_forks_begin_where_a_snapshot_was_taken(go: Go, backend: Backend) -> None:
+    async def scenario() -> tuple[list[bytes], bytes]:
+        async with small_pool(backend, size=2) as pool:
+            first = await pool.acquire(Snapshot.of({"a/x": b"1"}))
+            await first.exec("echo 2 >b; ln -s b c; chmod 700 b")
+            built = await first.snapshot()
+            forks = [first, await pool.acquire(built)]
+            await first.exec("echo 3 >d")
+            seen = [(await fork.exec("cat a/x c; ls; stat -c %a b")).stdout for fork in forks]
+            await asyncio.gather(*(fork.close() for fork in forks))
+            empty = await pool.acquire()
+            return seen, (await empty.exec("ls -A")).stdout
+
+    seen, left = go(scenario())
+    assert seen == [b"12\na\nb\nc\nd\n700\n", b"12\na\nb\nc\n700\n"]
+    assert left == b""
 
 
 @pytest.mark.parametrize(

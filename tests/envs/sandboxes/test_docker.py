@@ -12,7 +12,7 @@ import pytest
 from backends import IMAGE, Backend, Go, eventually
 
 from envs.sandboxes import SandboxUnavailable
-from envs.sandboxes.docker import DockerPool, DockerSandbox, Limits, count, engine, preflight, reap
+from envs.sandboxes.docker import DockerPool, Lease, Limits, count, engine, preflight, reap
 from envs.sandboxes.docker.wire import DOCKER_HEADER, FRAME_HEADER, Frames
 
 RUN = f"test-{uuid.uuid4().hex[:8]}"
@@ -38,7 +38,7 @@ def test_an_owner_that_dies_while_starting_leaves_no_container(docker: Backend, 
 
 
 @pytest.mark.docker
-def test_reap_removes_what_a_dead_owner_left(go: Go, docker: Backend, pool: DockerPool, sandbox: DockerSandbox) -> None:
+def test_reap_removes_what_a_dead_owner_left(go: Go, docker: Backend, pool: DockerPool, sandbox: Lease) -> None:
     client = engine.connect()
     dead = subprocess.Popen(["sleep", "60"])
     labels = {"touchstone.run": RUN + "-old", "touchstone.deadline": str(int(time.time() + 999))}

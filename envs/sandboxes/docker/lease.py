@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from envs.sandboxes import ExecResult, SandboxLost
+from envs.sandboxes import ExecResult, SandboxLost, Snapshot
 from envs.sandboxes.docker.wire import MAX_BODY, Wire
 
 GRACE_S = 15.0
@@ -16,15 +16,19 @@ GRACE_S = 15.0
 PATIENCE = 10.0
 """A command that finds no core is waited for this many times as long as it may run; then the machine is to blame."""
 FILES_S = 10.0
+"""How long one file may take to write or read, and `SNAPSHOT_S` a whole folder."""
+SNAPSHOT_S = 60.0
 
 
-class BubblewrapSandbox:
+class Lease:
     """Single use; implements `envs.sandboxes.Sandbox`.
 
     `give_back(lost)` ends the lease; `said()` is what the sandbox complained about.
     """
 
-    def __init__(self, wire: Wire, give_back: Callable[[bool], asyncio.Task[None]], said: Callable[[], str]) -> None:
+    def __init__(
+        self, wire: Wire, give_back: Callable[[bool], asyncio.Task[None]], said: Callable[[], str] = str
+    ) -> None:
         self._wire: Wire | None = wire
         self._said = said
         self._give_back = give_back
@@ -62,6 +66,23 @@ class BubblewrapSandbox:
         reply, body = await self._call("read", timeout_s=FILES_S, path=path, limit=min(limit, MAX_BODY))
         _raise_errno(reply, path)
         return body
+
+    async def snapshot(self, *, limit: int = 32 * 2**20) -> Snapshot:
+        reply, body = await self._call("pack", timeout_s=SNAPSHOT_S, limit=min(limit, MAX_BODY))
+        _raise_errno(reply, "/work")
+        return Snapshot(body)
+
+    async def begin(self, snapshot: Snapshot | None) -> None:
+        """Put what the snapshot holds into `/work`; hands the sandbox back where that fails."""
+        if snapshot is None:
+            return
+        try:
+            if len(snapshot.packed) > MAX_BODY:
+                raise OSError(errno.EFBIG, f"got a snapshot of {len(snapshot.packed)} B, expected at most {MAX_BODY}")
+            _raise_errno((await self._call("unpack", snapshot.packed, timeout_s=SNAPSHOT_S))[0], "/work")
+        except BaseException:
+            await self.close()
+            raise
 
     async def _call(
         self, op: str, body: bytes = b"", *, timeout_s: float, **request: Any
