@@ -42,7 +42,7 @@ def last_box(solution: str) -> str | None:
 
 def _problem(row: Row, question: str, golds: tuple[str, ...], **more: Any) -> MathProblem:
     key = optional(row, "unique_id|id|idx|question_id|uuid|hash_id|task_id")
-    settings = {"family": optional(row, "subject|type|data_source|dataset") or "math"}
+    settings: dict[str, Any] = {"family": optional(row, "subject|type|data_source|dataset") or "math"}
     settings |= {"level": level(column(row, "level|difficulty"))}
     return MathProblem(key=key, question=question.strip(), golds=golds, **(settings | more))
 
@@ -136,7 +136,7 @@ def nemo_gym_asked(row: Row) -> str:
 
 def cruxeval(row: Row) -> MathProblem:
     """What does the function return? The answer is a Python value."""
-    source, argument, output = (text(row, name) for name in ("code", "input", "output"))
+    source, argument, output = text(row, "code"), optional(row, "input"), text(row, "output")
     question = f"```python\n{source.strip()}\n```\nWhat Python value does f({argument}) return?"
     return _problem(row, question, (gold(output, "output"),), kind="literal", family="cruxeval")
 

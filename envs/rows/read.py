@@ -107,7 +107,7 @@ def _unzipped(path: Path) -> Iterator[Line]:
 def _opened(path: Path) -> IO[bytes]:
     with path.open("rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
-    return io.BufferedReader(gzip.open(path)) if zipped else path.open("rb")  # type: ignore[arg-type]
+    return io.BufferedReader(gzip.open(path)) if zipped else path.open("rb")
 
 
 def _text(path: Path, name: str) -> Iterator[Line]:

@@ -11,7 +11,8 @@ from envs.rows.values import Row, column, nested, optional, text, texts
 
 _IMAGES = ("image_name", "docker_image", "image", "dockerhub_tag")
 _RUNNING = ("test_cmd", "log_parser", "install_config", "eval_script", "eval_type", "before_repo_set_cmd")
-_RUNNING += ("selected_test_files_to_run", "environment_setup_commit")
+_MORE = ("selected_test_files_to_run", "environment_setup_commit")
+_TEST_FILE = re.compile(r"(^|/)tests?/|(^|/)test_[^/]*$|_test\.\w+$|(^|/)conftest\.py$")
 DIFF_CHARS = 4_000_000
 
 
@@ -25,7 +26,7 @@ def image(row: Row) -> tuple[str, str]:
 
 def _problem(row: Row, **more: Any) -> SweProblem:
     found, where = image(row)
-    running = {name: column(row, name) for name in _RUNNING if column(row, name) is not None}
+    running = {name: column(row, name) for name in (*_RUNNING, *_MORE) if column(row, name) is not None}
     if isinstance(running.get("install_config"), str):
         running["install_config"] = nested(running["install_config"], "install_config")
     settings: dict[str, Any] = {
@@ -118,12 +119,12 @@ def _source_diff(files: Any) -> str:
             path, old, new = file["header"]["file"]["path"], file["old_file_content"], file["new_file_content"]
         except (KeyError, TypeError):
             return ""
-        if "test" in str(path).lower() or not path:
+        if not path or _TEST_FILE.search(str(path).lower()):
             continue
         if not all(isinstance(side, str) for side in (old, new)) or len(old) + len(new) > DIFF_CHARS:
             return ""
-        lines = (side.splitlines(keepends=True) for side in (old, new))
+        before, after = (side.splitlines(keepends=True) for side in (old, new))
         names = (f"a/{path}" if old else "/dev/null", f"b/{path}" if new else "/dev/null")
-        for line in difflib.unified_diff(*lines, *names):
+        for line in difflib.unified_diff(before, after, *names):
             found.append(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n")
     return "".join(found)

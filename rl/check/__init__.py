@@ -47,8 +47,10 @@ KINDS = {
 }
 """Every fault there is, by its name in the result, in plain words."""
 
-MAX_DEATHS = 5
-"""How often the playing process is started again after it was killed or died."""
+MAX_DEATHS = 3
+"""How often the playing process may be lost before the check ends."""
+START_S = 600.0
+"""How long a world may take to be made, e.g. to read a large file of tasks."""
 SHOWN = 5
 PLAIN_EVERY_S = 10.0
 LINE_BYTES = 64 * 2**20
@@ -167,7 +169,8 @@ class _Watch:
         self.done = 0
         self.at: dict[str, Any] = {"unit": ["", "", 0], "call": "start"}
         self.ended = False
-        self.silence_s = 1.5 * order["deadline_s"] + 10.0
+        self.hung: list[list[Any]] = []
+        self.silence_s = 2 * order["deadline_s"] + 5.0
 
     async def run(self) -> None:
         for _ in range(MAX_DEATHS):
@@ -189,9 +192,13 @@ class _Watch:
         assert player.stdin and player.stdout
         run = f"check-{secrets.token_hex(4)}"
         try:
-            player.stdin.write(json.dumps({**self.order, "run": run, "skip": self.begun}).encode() + b"\n")
+            player.stdin.write(
+                json.dumps({**self.order, "run": run, "skip": self.begun, "hung": self.hung}).encode() + b"\n"
+            )
             self.at = {"unit": ["", "", 0], "call": "start"}
-            while line := await asyncio.wait_for(player.stdout.readline(), self.silence_s):
+            while line := await asyncio.wait_for(
+                player.stdout.readline(), self.silence_s if self.at["unit"][0] else START_S
+            ):
                 self._hear(json.loads(line))
                 if self.ended:
                     await asyncio.wait_for(player.wait(), self.silence_s)
@@ -237,6 +244,7 @@ class _Watch:
 
     def _lost(self, kind: str, told: str) -> None:
         phase, split, index = self.at["unit"]
+        self.hung.append([split, index])
         key = self.at.get("key", "")
         where = f" (while playing: {phase})" if phase else ""
         self.result.add({"kind": kind, "split": split, "index": index, "key": key, "words": told + where})

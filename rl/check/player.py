@@ -6,6 +6,7 @@ Started as `python -m rl.check.player`; its order comes on stdin, its lines go t
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import random
@@ -24,6 +25,8 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 SCAN = 50
 """Positions of a stream to look through for each distinct task wanted."""
 REPEATS = 3
+MOST_HUNG = 3
+"""Tasks that never end before the check ends: waiting for each would take hours, and say nothing new."""
 MALFORMED_TASKS = 4
 """Of each split: what is not understood hardly depends on the task."""
 MALFORMED = {
@@ -48,6 +51,8 @@ class Order:
     run: str
     skip: list[list[Any]]
     """Units that an earlier process began: not to be played again."""
+    hung: list[list[Any]]
+    """Split and index of tasks that never ended there."""
 
 
 class Player:
@@ -60,6 +65,7 @@ class Player:
         self.tasks: dict[tuple[Split, int], Task] = {}
         self.unit: list[Any] = []
         self.calls = Calls(self._announce, order.deadline_s)
+        self.hung = {tuple(at) for at in order.hung}
         self.skip = {json.dumps(unit) for unit in order.skip}
         self.empty_failed: set[tuple[Split, int]] = set()
         self.heard: dict[tuple[Split, int], str] = {}
@@ -76,14 +82,17 @@ class Player:
         self._find()
         phases: list[tuple[str, Callable[[Split, int, Task], Awaitable[None]]]] = [
             ("empty", self._empty),
-            ("gold", self._gold),
-            ("wrong", self._wrong),
-            ("afterwards", self._afterwards),
             ("malformed", self._malformed),
+            ("wrong", self._wrong),
+            ("gold", self._gold),  # after those that must fail, so that what it leaves behind is told apart
+            ("afterwards", self._afterwards),
         ]
         units = [(phase, probe, at) for phase, probe in phases for at in self._of(phase)]
         self.say("plan", total=len(units) + 1)
         for phase, probe, at in units:
+            if len(self.hung) >= MOST_HUNG:
+                self.say("note", words=f"ended early: {len(self.hung)} tasks never ended, the rest was not played")
+                break
             await self._one(phase, probe, at)
         self.unit = ["together", "", 0]
         self._leaks_together()
@@ -99,7 +108,7 @@ class Player:
         self, phase: str, probe: Callable[[Split, int, Task], Awaitable[None]], at: tuple[Split, int]
     ) -> None:
         self.unit = [phase, *at]
-        if json.dumps(self.unit) in self.skip:
+        if json.dumps(self.unit) in self.skip or at in self.hung:
             return
         try:
             try:
@@ -108,6 +117,8 @@ class Player:
                 await probe(*at, self.tasks[at])
         except Fault as fault:
             self._fault(fault, at, self.tasks[at])
+            if fault.kind == "never-ends":
+                self.hung.add(at)
         self.say("done", unit=self.unit)
 
     def _fault(self, fault: Fault, at: tuple[Split, int], task: Task) -> None:
@@ -178,6 +189,7 @@ class Player:
             raise Fault("empty-scores", "the empty answer counts as solved")
 
     async def _gold(self, split: Split, index: int, task: Task) -> None:
+        await self._readable(task)
         actions = self._demonstration(task, err=False)
         if actions is None:
             return
@@ -188,6 +200,15 @@ class Player:
         if not right:
             said = json.dumps(played[0].facts)[:200] if played[0].facts else f"it ended for: {played[0].ended}"
             raise Fault("gold-fails", f"the right answer does not count as solved; {said}")
+
+    async def _readable(self, task: Task) -> None:
+        """Where a world's judge can check a gold answer by itself, it does: equal text alone does not make it one."""
+        check = getattr(getattr(self.world, "judge", None), "check", None)
+        if check is None or task.hidden.get("kind") == "literal":
+            return
+        for gold in task.hidden.get("answers") or [task.hidden.get("answer")]:
+            if isinstance(gold, str):
+                await self.calls("judge.check", functools.partial(check, gold))
 
     async def _wrong(self, split: Split, index: int, task: Task) -> None:
         actions = self._demonstration(task, err=True)
@@ -206,7 +227,7 @@ class Player:
         if (await self._play(task, [""], repeat=True)).solved:
             raise Fault("state-shared", "the empty answer counts as solved after another attempt was right")
         actions = self._demonstration(task, err=False)
-        if actions is None or not (alone := await self._play(task, actions)).solved:
+        if actions is None or not (await self._play(task, actions)).solved:
             return
         first, second = (Attempt(self.calls, self.world, task, self.pool) for _ in range(2))
         try:
@@ -221,7 +242,9 @@ class Player:
         finally:
             for attempt in (first, second):
                 await self.calls("close", attempt.env.close)
-        if second.played.solved or first.played.solved is not alone.solved:
+        if second.played.solved or not first.played.solved:
+            if not all([(await self._play(task, actions)).solved for _ in range(REPEATS)]):
+                raise Fault("not-repeatable", "the same right answer is not always solved")
             which = "the empty one" if second.played.solved else "the right one"
             raise Fault("state-shared", f"of two attempts side by side, {which} got the other's verdict")
 

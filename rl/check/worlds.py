@@ -32,7 +32,7 @@ def module(name: str) -> ModuleType:
         assert spec is not None and spec.loader is not None
         found = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = found
-        _executed(name, lambda: spec.loader.exec_module(found))  # type: ignore[union-attr]
+        _executed(name, lambda: spec.loader.exec_module(found))
     elif "." in name:
         found = _executed(name, lambda: importlib.import_module(name))
     else:

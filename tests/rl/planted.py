@@ -32,7 +32,7 @@ FAULTS += (
 )
 FAULTS += ("raises", "raises-malformed", "huge", "huge-facts", "gold-fails", "solved-1", "no-step", "no-facts")
 FAULTS += ("not-json", "task-not-json", "no-task", "unparsable-gold", "judge-fails", "exits", "no-gold", "keeps")
-FAULTS += ("blocks-in-task", "needs-sandbox")
+FAULTS += ("blocks-in-task", "needs-sandbox", "unsound-gold")
 
 
 class World:
@@ -44,6 +44,7 @@ class World:
             raise ValueError(f"got fault={fault}; available: {', '.join(FAULTS)}")
         self.sandboxes, self.seed, self.fault = sandboxes, seed, fault
         self.last = ""
+        self.judge = Judge() if fault == "unsound-gold" else None
         self.solved: set[str] = set()
 
     def task(self, split: Split, index: int) -> Task:
@@ -98,6 +99,11 @@ class World:
 
     async def close(self) -> None:
         return None
+
+
+class Judge:
+    async def check(self, gold: str) -> None:
+        raise JudgeFailed(f"the gold answer {gold!r} does not equal itself")
 
 
 class Env:
