@@ -32,6 +32,8 @@ def golds(task: Task) -> list[str]:
 
 def in_task(task: Task, heard: str) -> str:
     """What a single task gives away, in words, else empty. `heard`: all that the world says before the answer."""
+    if task.hidden.get("kind") == "literal":  # what a shown function returns stands in it more often than not
+        return ""
     given = "\n".join(_flat(task.given))
     for place, text in (("the prompt", heard), ("`given`", given)):
         for name in (*_ANSWERS, *_WORKS):
