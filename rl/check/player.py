@@ -148,9 +148,7 @@ class Player:
                 if len(found) == self.order.tasks:
                     break
             if len(found) < self.order.tasks:
-                self.say(
-                    "note", words=f"there are only {len(found)} distinct {split} tasks within {SCAN} times as many"
-                )
+                self.say("note", words=f"there are only {len(found)} distinct {split} tasks")
 
     def _task(self, split: Split, index: int) -> Task:
         made = [self.calls.plain("task", lambda: self.world.task(split, index)) for _ in range(2)]

@@ -214,7 +214,7 @@ def test_math_answers_boxes_and_levels() -> None:
 
 
 def test_gsm8k_takes_what_follows_the_marks() -> None:
-    row = {"question": "How many?", "answer": "2 * 600 = <<2*600=1200>>1200 in all.\n#### 1,200"}
+    row = {"question": "How many?", "answer": "#### Steps\n2 * 600 = <<2*600=1200>>1200 in all.\n#### 1,200"}
     assert one(row).golds == ("1200",)
 
 
