@@ -198,7 +198,7 @@ def tool_call(action: str) -> ToolCall | None:
 
 def available() -> list[str]:
     """Names of the worlds in this package."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "sandboxes")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("rows", "sandboxes"))
 
 
 def load(name: str) -> ModuleType:

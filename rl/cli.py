@@ -44,6 +44,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=_eval)
 
+    check = commands.add_parser("check", help="is a world fit to be trained on? plays it without a model")
+    check.add_argument("world", metavar="WORLD", help="a world's name, its dotted module, or its Python file")
+    check.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="arguments of the world, as in tasks=rows.jsonl"
+    )
+    check.add_argument("--tasks", type=int, default=8, metavar="N", help="tasks of each split (8)")
+    check.add_argument(
+        "--deadline", type=float, default=120.0, metavar="S", help="longest single call in seconds (120)"
+    )
+    check.add_argument("--json", action="store_true", help="print JSON")
+    check.add_argument("--out", metavar="FILE", help="write the result as JSON, with hashes")
+    check.set_defaults(run=_check)
+
     report = commands.add_parser("report", help="what a run achieved: a table, and learning curves as a PNG")
     report.add_argument("folder", metavar="RUN", help="a run folder, as runs/quickstart")
     report.add_argument("--json", action="store_true", help="print JSON, draw nothing")
@@ -87,6 +100,14 @@ def _eval(args: argparse.Namespace) -> int:
     from rl.standalone import evaluate_model
 
     return evaluate_model(settings, args.model, as_json=args.json)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from rl import config
+    from rl.check import check
+
+    settings = config.values(args.overrides)
+    return check(args.world, settings, tasks=args.tasks, deadline_s=args.deadline, as_json=args.json, out=args.out)
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -166,9 +166,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read, merge and check. Raises ConfigError."""
     if not Path(path).is_file():
         raise ConfigError(f"there is no configuration file {path}; available: {', '.join(_shipped()) or 'none'}")
-    for override in overrides:
-        if "=" not in override.lstrip("="):
-            raise ConfigError(f"got override {override!r}; expected key=value, as in learner.lr=1e-4")
+    _overrides(overrides)
     try:
         read = OmegaConf.load(path)
         if not isinstance(read, DictConfig):
@@ -188,6 +186,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     _check(config)
     _inert(given, config)
     return config
+
+
+def values(overrides: Sequence[str]) -> dict[str, Any]:
+    """`key=value` by itself, values as YAML. Raises ConfigError."""
+    _overrides(overrides)
+    try:
+        found = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True)
+    except Exception as error:  # of OmegaConf or of its YAML parser
+        raise ConfigError(f"got {' '.join(overrides)}: {_sentence(error)}") from None
+    return cast("dict[str, Any]", found)
+
+
+def _overrides(given: Sequence[str]) -> None:
+    for override in given:
+        if "=" not in override.lstrip("="):
+            raise ConfigError(f"got override {override!r}; expected key=value, as in learner.lr=1e-4")
 
 
 def save(config: RunConfig, path: Path) -> None:

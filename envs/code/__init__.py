@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from envs import Env, Facts, Message, Split, Step, Task
 from envs.code import problems
+from envs.rows import tasks as rows
 from envs.sandboxes import SandboxPool
 
 CASE_TIMEOUT_S = 4.0
@@ -18,6 +19,8 @@ _BLOCK = re.compile(r"```(?:python|py)?\n(.*?)```", re.DOTALL)
 
 
 class World:
+    """`tasks`: a file or folder of problems (envs/rows) in place of the generated ones, whose settings it replaces."""
+
     name = "code"
     max_turns = 1
 
@@ -29,8 +32,15 @@ class World:
         aggregates: Sequence[str] = tuple(problems.AGGREGATES),
         levels: Sequence[int] = (0, 1, 2),
         cases: int = 4,
+        tasks: str | None = None,
     ) -> None:
-        self.stream = problems.Stream(seed, aggregates, levels, cases)
+        self.stream: problems.Stream | rows.Stream
+        if tasks is None:
+            self.stream = problems.Stream(seed, aggregates, levels, cases)
+        else:
+            known = tuple(problems.AGGREGATES)
+            rows.refuse_unused("code", aggregates=(aggregates, known), levels=(levels, (0, 1, 2)), cases=(cases, 4))
+            self.stream = rows.Stream("code", tasks, seed, kinds=("stdin",))
         self.sandboxes = sandboxes
 
     def task(self, split: Split, index: int) -> Task:
@@ -40,6 +50,8 @@ class World:
         return CodeEnv(task, self.sandboxes)
 
     def demonstrate(self, task: Task, rng: random.Random, *, err: bool) -> list[Message]:
+        if "programs" in task.hidden:
+            return rows.demonstrate_code(task, rng, err=err)
         return problems.demonstrate(task, rng, err=err)
 
     async def close(self) -> None:

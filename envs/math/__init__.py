@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from envs import Env, Facts, Message, Split, Step, Task, tool_call
 from envs.math import problems
 from envs.math.judge import Judge
+from envs.rows import tasks as rows
 from envs.sandboxes import Sandbox, SandboxPool
 
 TOOL_TIMEOUT_S = 5.0
@@ -19,7 +20,10 @@ TOOL_OUTPUT_CHARS = 400
 
 
 class World:
-    """`python_tool` allows `<tool: python>` before the answer, so that an attempt may take `max_turns` turns."""
+    """`python_tool` allows `<tool: python>` before the answer, so that an attempt may take `max_turns` turns.
+
+    `tasks`: a file or folder of problems (envs/rows) in place of the generated ones, whose settings it replaces.
+    """
 
     name = "math"
 
@@ -32,8 +36,14 @@ class World:
         levels: Sequence[int] = (0, 1, 2),
         python_tool: bool = True,
         judge_timeout_s: float = 10.0,
+        tasks: str | None = None,
     ) -> None:
-        self.stream = problems.Stream(seed, families, levels, python_tool)
+        self.stream: problems.Stream | rows.Stream
+        if tasks is None:
+            self.stream = problems.Stream(seed, families, levels, python_tool)
+        else:
+            rows.refuse_unused("math", families=(families, problems.FAMILIES), levels=(levels, (0, 1, 2)))
+            self.stream = rows.Stream("math", tasks, seed, ask=problems.ask(python_tool))
         self.sandboxes = sandboxes
         self.judge = Judge(timeout_s=judge_timeout_s)
         self.python_tool = python_tool
@@ -43,9 +53,11 @@ class World:
         return self.stream.task(split, index)
 
     def open(self, task: Task) -> Env:
-        return MathEnv(task, self.sandboxes, self.judge, self.python_tool)
+        return MathEnv(task, self.sandboxes, rows.judging(self.judge, task), self.python_tool)
 
     def demonstrate(self, task: Task, rng: random.Random, *, err: bool) -> list[Message]:
+        if "answers" in task.hidden:
+            return rows.demonstrate_math(task, rng, err=err)
         return problems.demonstrate(task, rng, err=err, python_tool=self.python_tool)
 
     async def close(self) -> None:
@@ -53,7 +65,7 @@ class World:
 
 
 class MathEnv:
-    def __init__(self, task: Task, sandboxes: SandboxPool, judge: Judge, python_tool: bool) -> None:
+    def __init__(self, task: Task, sandboxes: SandboxPool, judge: rows.Judge, python_tool: bool) -> None:
         self.task, self.sandboxes, self.judge, self.python_tool = task, sandboxes, judge, python_tool
         self.sandbox: Sandbox | None = None
         self.last_action = ""

@@ -96,6 +96,11 @@ def _value(text: str) -> int:
     return int(eval(text, {"__builtins__": {}}, {"max": max, "min": min}))
 
 
+def ask(python_tool: bool) -> str:
+    """What every problem ends with."""
+    return "Use python or answer in \\boxed{}." if python_tool else "Answer in \\boxed{}."
+
+
 class Stream:
     """Endless tasks of both splits. The train split depends on the seed; the held-out one never does."""
 
@@ -115,13 +120,12 @@ class Stream:
         problem = _MAKERS[family](rng, level)
         while heldout(problem.key) != (split == "heldout"):
             problem = _MAKERS[family](rng, level)
-        ask = "Use python or answer in \\boxed{}." if self.python_tool else "Answer in \\boxed{}."
         return Task(
             world="math",
             key=problem.key,
             family=family,
             level=level,
-            messages=({"role": "user", "content": f"{problem.question} {ask}"},),
+            messages=({"role": "user", "content": f"{problem.question} {ask(self.python_tool)}"},),
             hidden={
                 "answer": str(problem.answer),
                 "expression": problem.expression,

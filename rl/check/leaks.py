@@ -1,0 +1,99 @@
+"""Does a task tell its answer? Rules that stay silent where a small number merely occurs in a question.
+
+A gold text is a leak where it is (a) long and stands in what the attempt may read, (b) announced there, as in `the
+answer is 42`, (c) in `given` under a name of answers, or (d) at the same place of the prompt in task after task. A
+programming task is a leak where the prompt shows every one of its hidden cases.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from envs import Task
+
+LONG = 40
+"""Characters from which on a gold text in a prompt is no accident."""
+ENOUGH_TASKS, ENOUGH_GOLDS = 8, 4
+"""Tasks, and different answers among them, from which on one and the same place in all prompts is no accident."""
+_ANSWERS = ("answer", "answers", "gold", "golds", "ground_truth", "truth", "target")
+_WORKS = ("solution", "solutions", "program", "programs", "patch", "test_patch", "bug_patch", "new", "fix", "reference")
+_CASES = (("inputs", "outputs"), ("arguments", "expected"))
+_ANNOUNCED = r"(?:answer|solution|result|gold|target|boxed)\b\s*(?:is|was|are|=|:|\{{|->)+\s*[\"'`$({{\[]*{gold}"
+_ENDS = r"(?=\s*(?:[.,;)\]}\"'`$]|$))"
+
+
+def golds(task: Task) -> list[str]:
+    """The texts of right answers in `hidden`, without programs and patches."""
+    return [text for name in _ANSWERS for text in _flat(task.hidden.get(name)) if text.strip()]
+
+
+def in_task(task: Task, heard: str) -> str:
+    """What a single task gives away, in words, else empty. `heard`: all that the world says before the answer."""
+    if task.hidden.get("kind") == "literal":  # what a shown function returns stands in it more often than not
+        return ""
+    given = "\n".join(_flat(task.given))
+    for place, text in (("the prompt", heard), ("`given`", given)):
+        for name in (*_ANSWERS, *_WORKS):
+            for gold in map(str.strip, _flat(task.hidden.get(name))):
+                if len(gold) >= LONG and gold in text:
+                    return f"the hidden `{name}` stands in {place}: {gold[:60]!r}"
+        for gold in map(str.strip, golds(task)):
+            announced = _ANNOUNCED.format(gold=re.escape(gold)) + _ENDS
+            if len(gold) < LONG and re.search(announced, text, re.IGNORECASE | re.MULTILINE):
+                return f"{place} announces the answer {gold!r}"
+    known = set(golds(task))
+    for name, value in task.given.items():
+        if name in (*_ANSWERS, *_WORKS) and (value == task.hidden.get(name) or known & set(_flat(value))):
+            return f"`given` holds the answer as {name!r}"
+    return _all_cases(task, heard)
+
+
+def _all_cases(task: Task, heard: str) -> str:
+    for first, second in _CASES:
+        inputs, outputs = (task.hidden.get(name) for name in (first, second))
+        if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs:
+            continue
+        sides = [(_case(i), _case(o)) for i, o in zip(inputs, outputs, strict=False)]
+        if all(len(i) > 1 and i in heard and o in heard for i, o in sides):
+            return f"the prompt shows every hidden case ({len(sides)})"
+    return ""
+
+
+def _case(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def at_one_place(heard: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Over many tasks, each with its prompt and its golds: does the answer stand at one and the same place?"""
+    cases = [(words(prompt), {g.strip() for g in golds}) for prompt, golds in heard if golds]
+    if len(cases) < ENOUGH_TASKS or len({min(golds) for _, golds in cases}) < ENOUGH_GOLDS:
+        return ""
+    for side, name in ((1, "start"), (-1, "end")):
+        places: set[int] | None = None
+        for prompt, known in cases:
+            here = {at for at, word in enumerate(prompt[::side]) if word in known}
+            places = here if places is None else places & here
+            if not places:
+                break
+        if places:
+            return f"the answer is always word {min(places) + 1} from the {name} of the prompt"
+    return ""
+
+
+def words(prompt: str) -> list[str]:
+    return [word.strip(".,:;!?()[]{}\"'`$") for word in prompt.split()]
+
+
+def _flat(value: Any) -> Iterator[str]:
+    """All texts and numbers within a value."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _flat(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _flat(item)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield str(value)

@@ -1,0 +1,196 @@
+"""`rl check`: names every planted fault, and is content with a sound world and with the shipped ones."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl.check import KINDS, leaks
+from rl.cli import main
+
+PLANTED = str(Path(__file__).with_name("planted.py"))
+EXPECTED = {
+    "leak-told": "leak",
+    "leak-given": "leak",
+    "leak-place": "leak",
+    "leak-cases": "leak",
+    "leak-long": "leak",
+    "leak-heard": "leak",
+    "any-answer": "empty-scores",
+    "any-wrong": "wrong-scores",
+    "contains": "malformed-scores",
+    "random": "not-repeatable",
+    "random-tasks": "not-repeatable",
+    "shared": "state-shared",
+    "shared-world": "state-shared",
+    "same-keys": "splits-overlap",
+    "same-prompts": "splits-overlap",
+    "hangs": "never-ends",
+    "raises": "raises",
+    "raises-malformed": "raises",
+    "huge": "huge-output",
+    "huge-facts": "huge-output",
+    "gold-fails": "gold-fails",
+    "solved-1": "wrong-type",
+    "no-step": "wrong-type",
+    "no-facts": "wrong-type",
+    "no-task": "wrong-type",
+    "not-json": "not-json",
+    "task-not-json": "not-json",
+    "unparsable-gold": "data-error",
+    "unsound-gold": "data-error",
+    "judge-fails": "judge-fails",
+}
+ALSO = {
+    "any-answer": {"wrong-scores", "malformed-scores"},
+    "random": {"gold-fails"},
+    "random-tasks": {"splits-overlap"},
+}
+"""What else such a world is rightly said to do."""
+SLOW = {"blocks": "never-ends", "blocks-in-task": "never-ends", "exits": "dies"}
+
+
+def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = main(["check", *arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_sound_world_is_fit_and_the_result_has_hashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "result.json"
+    code, result = checked(capsys, PLANTED, "--tasks", "6", "--out", str(out))
+    assert (code, result["fit"], result["faults"]) == (0, True, [])
+    assert len(result["hashes"]["tasks"]) == 12 and len(result["hashes"]["world"]) == 16
+    assert json.loads(out.read_text()) == result
+    _, again = checked(capsys, PLANTED, "--tasks", "6")
+    assert again["hashes"] == result["hashes"]
+
+
+@pytest.mark.parametrize("fault", EXPECTED)
+def test_each_planted_fault_is_named(fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = checked(capsys, PLANTED, f"fault={fault}", "--tasks", "4", "--deadline", "2")
+    kinds = {f["kind"] for f in result["faults"]}
+    assert code == 1 and EXPECTED[fault] in kinds <= set(KINDS), result["faults"]
+    assert kinds <= {EXPECTED[fault], *ALSO.get(fault, ())}, result["faults"]
+    if fault != "no-task":
+        assert all(f["key"] and f["words"] for f in result["faults"]), result["faults"]
+        assert result["unfit_tasks"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", SLOW)
+def test_a_world_that_blocks_or_ends_its_process_is_survived(fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = checked(capsys, PLANTED, f"fault={fault}", "--tasks", "1", "--deadline", "1")
+    assert code == 1 and {f["kind"] for f in result["faults"]} == {SLOW[fault]}
+    if fault == "blocks":
+        assert (
+            len(result["faults"]) == 2
+            and result["faults"][0]["key"]
+            and "step did not end" in result["faults"][0]["words"]
+        )
+
+
+def test_a_world_without_right_answers_says_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = checked(capsys, PLANTED, "fault=no-gold", "--tasks", "3")
+    assert code == 0 and len(result["undemonstrated"]) == 6
+    assert set(result["undemonstrated"].values()) == {"nobody knows"}
+
+
+def test_words_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", PLANTED, "fault=gold-fails", "--tasks", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "gold-fails: the right answer is not scored as right (4)" in said
+    assert 'the right answer does not count as solved; {"solved": false}' in said
+    assert said.rstrip().endswith("unfit: 1 kind of fault")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["nosuchworld"], "there is no world 'nosuchworld'; available: code, math, swe"),
+        (["nosuch.py"], "there is no file nosuch.py"),
+        (["no.such.module"], "there is no module"),
+        (["json.decoder"], "has no `World`"),
+        ([PLANTED, "fautl=x"], "takes no argument 'fautl'; did you mean fault?"),
+        ([PLANTED, "fault=x"], "got fault=x; available"),
+        ([PLANTED, "fault"], "expected key=value"),
+        ([PLANTED, "--tasks", "0"], "expected more than 0"),
+        ([PLANTED, "--out", "/nosuch/folder/x.json"], "there is no folder"),
+        (["math", "tasks=nosuch.jsonl"], "there is no file nosuch.jsonl"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_sentence(
+    arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *arguments]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert why in said and said.startswith("rl check: "), said
+
+
+def test_neither_ray_nor_an_engine_nor_torch_is_started() -> None:
+    code = (
+        "import sys; from rl.cli import main; main(['check', sys.argv[1], '--tasks', '1']); import rl.check.player;"
+        "assert not {'ray', 'vllm', 'torch', 'transformers'} & set(sys.modules), 'imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code, PLANTED], capture_output=True, env={**os.environ}, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_rows_of_a_file_are_checked_counts_and_bad_golds_included(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    made = [{"problem": f"What is {i} + 1000?", "answer": str(i + 1000)} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made) + "{broken\n")
+    code, result = checked(capsys, "math", f"tasks={path}", "python_tool=false", "--tasks", "4")
+    assert code == 0, result["faults"]
+    assert (result["rows"]["read"], result["rows"]["taken"]) == (41, 40)
+    assert result["rows"]["refused"] == {"a line is no JSON": 1} and result["hashes"]["files"]["tasks"]
+    made = [{"code": f"def f(): return {i}", "input": "", "output": "[1,"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    code, result = checked(capsys, "math", f"tasks={path}", "python_tool=false", "--tasks", "2")
+    assert code == 1 and "data-error" in {f["kind"] for f in result["faults"]}, result["faults"]
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("world", ["math", "code", "swe"])
+def test_the_shipped_worlds_are_fit(world: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = checked(capsys, world, "--tasks", "6")
+    assert code == 0, result["faults"]
+
+
+@pytest.mark.docker
+def test_a_sandbox_that_is_not_handed_back_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = checked(capsys, PLANTED, "fault=keeps", "--tasks", "1")
+    assert code == 1 and {f["kind"] for f in result["faults"]} == {"sandbox-kept"}
+
+
+def test_without_an_engine_for_sandboxes_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nosuch.sock")
+    assert main(["check", PLANTED, "fault=needs-sandbox", "--tasks", "1"]) == 2
+    assert "no Docker engine answers at unix:///nosuch.sock" in capsys.readouterr().err
+
+
+def test_leak_rules_stay_silent_about_numbers_that_merely_occur() -> None:
+    from envs import Task
+
+    def told(prompt: str, **hidden: Any) -> str:
+        message = {"role": "user", "content": prompt}
+        task = Task(world="w", key="k", family="f", level=0, messages=(message,), hidden=hidden)
+        return leaks.in_task(task, prompt)
+
+    assert not told("Which is the largest of 3, 9, 12? Answer in \\boxed{}.", answer="12")
+    assert not told("The answer is 5 more than a third of 30. What is it?", answer="5")
+    assert not told("Input 3 gives YES. Print YES or NO.", inputs=["3", "4"], outputs=["YES", "NO"])
+    assert told("Solve it. The answer is: 12.", answer="12")
+    assert told("Solve it. \\boxed{12}", answers=["12"])
+    many = [
+        (f"Which is larger, {i} or {j}?", [str(max(i, j))]) for i, j in zip(range(20), range(19, -1, -1), strict=True)
+    ]
+    assert not leaks.at_one_place(many)
+    assert leaks.at_one_place([(f"Add 1 to {i}, then see {i + 1} there.", [str(i + 1)]) for i in range(8)])
