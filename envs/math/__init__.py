@@ -1,7 +1,7 @@
 """Mathematics with a final boxed answer; a Python tool in the sandbox where the configuration allows one.
 
-The answer is the content of the last `\\boxed{...}`. It is compared with the hidden one by a ladder: the same text,
-then Math-Verify in a child process that is killed when it takes too long (envs/math/judge.py).
+The answer is the content of the last complete `\\boxed{...}`. It is compared with the hidden one by a ladder of text,
+exact arithmetic and, last, Math-Verify in a sandbox (envs/math/judge.py; the conventions are in docs/verifiers.md).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from envs import Env, Facts, Message, Split, Step, Task, tool_call
 from envs.math import problems
 from envs.math.judge import Judge
+from envs.math.text import MAX_CHARS, extract
 from envs.sandboxes import Sandbox, SandboxPool
 
 TOOL_TIMEOUT_S = 5.0
@@ -19,7 +20,10 @@ TOOL_OUTPUT_CHARS = 400
 
 
 class World:
-    """`python_tool` allows `<tool: python>` before the answer, so that an attempt may take `max_turns` turns."""
+    """`python_tool` allows `<tool: python>` before the answer, so that an attempt may take `max_turns` turns.
+
+    Where nothing is boxed, what follows the last `answer_marker` (e.g. `####`) on its line is the answer.
+    """
 
     name = "math"
 
@@ -32,10 +36,12 @@ class World:
         levels: Sequence[int] = (0, 1, 2),
         python_tool: bool = True,
         judge_timeout_s: float = 10.0,
+        answer_marker: str = "",
     ) -> None:
         self.stream = problems.Stream(seed, families, levels, python_tool)
         self.sandboxes = sandboxes
-        self.judge = Judge(timeout_s=judge_timeout_s)
+        self.judge = Judge(sandboxes, timeout_s=judge_timeout_s)
+        self.answer_marker = answer_marker
         self.python_tool = python_tool
         self.max_turns = 3 if python_tool else 1
 
@@ -43,7 +49,7 @@ class World:
         return self.stream.task(split, index)
 
     def open(self, task: Task) -> Env:
-        return MathEnv(task, self.sandboxes, self.judge, self.python_tool)
+        return MathEnv(task, self)
 
     def demonstrate(self, task: Task, rng: random.Random, *, err: bool) -> list[Message]:
         return problems.demonstrate(task, rng, err=err, python_tool=self.python_tool)
@@ -53,8 +59,8 @@ class World:
 
 
 class MathEnv:
-    def __init__(self, task: Task, sandboxes: SandboxPool, judge: Judge, python_tool: bool) -> None:
-        self.task, self.sandboxes, self.judge, self.python_tool = task, sandboxes, judge, python_tool
+    def __init__(self, task: Task, world: World) -> None:
+        self.task, self.world = task, world
         self.sandbox: Sandbox | None = None
         self.last_action = ""
         self.tool_uses = 0
@@ -65,7 +71,7 @@ class MathEnv:
     async def step(self, action: str) -> Step:
         self.last_action = action
         call = tool_call(action)
-        if call is None or not self.python_tool:
+        if call is None or not self.world.python_tool:
             return Step(done=True, invalid="<tool:" in action)
         if call.name != "python":
             return Step(done=True, invalid=True)
@@ -75,7 +81,7 @@ class MathEnv:
 
     async def _python(self, code: str) -> tuple[str, float]:
         if self.sandbox is None:
-            self.sandbox = await self.sandboxes.acquire()
+            self.sandbox = await self.world.sandboxes.acquire()
         result = await self.sandbox.exec(["python3", "-I", "-"], stdin=code.encode(), timeout_s=TOOL_TIMEOUT_S)
         if result.timed_out:
             return f"timed out after {TOOL_TIMEOUT_S:g} s", result.duration_s
@@ -83,9 +89,10 @@ class MathEnv:
         return text.decode(errors="replace").strip()[:TOOL_OUTPUT_CHARS] or "no output", result.duration_s
 
     async def measure(self) -> Facts:
-        answer = problems.last_boxed(self.last_action)
-        verdict = "no_answer" if answer is None else await self.judge.verdict(answer, self.task.hidden["answer"])
-        return {"solved": verdict == "right", "verdict": verdict, "answer": answer, "tool_uses": self.tool_uses}
+        answer = extract(self.last_action, self.world.answer_marker)
+        verdict = "no_answer" if answer is None else await self.world.judge.verdict(answer, self.task.hidden["answer"])
+        kept = answer and answer[: 2 * MAX_CHARS]
+        return {"solved": verdict == "right", "verdict": verdict, "answer": kept, "tool_uses": self.tool_uses}
 
     async def close(self) -> None:
         sandbox, self.sandbox = self.sandbox, None

@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from envs.sandboxes import ExecResult, SandboxError, SandboxLost, SandboxUnavailable
 from envs.sandboxes.docker import engine
 from envs.sandboxes.docker.engine import Limits, count, preflight, reap
+from envs.sandboxes.docker.service import DockerService
 from envs.sandboxes.docker.wire import MAX_BODY, Wire
 
 __all__ = ["DockerPool", "DockerSandbox", "Limits", "count", "preflight", "reap"]
@@ -172,6 +173,7 @@ class DockerPool:
         self._idle: list[_Container] = []
         self._made: dict[str, _Container] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._services: list[DockerService] = []
         self._closing: asyncio.Task[None] | None = None
         # A kernel counts some resources by user, across containers: no two pools or leases share one.
         self._next_uid = 1_000_000 * (1 + secrets.randbelow(1000))
@@ -208,6 +210,10 @@ class DockerPool:
         container = self._pick() or await self._make()
         self.stats["handed_out"] += 1
         return DockerSandbox(self, container)
+
+    def service(self, program: bytes, *, workers: int = 2, memory_mb: int = 512) -> DockerService:
+        self._services.append(DockerService(self, program, workers, memory_mb))
+        return self._services[-1]
 
     def _pick(self) -> _Container | None:
         """An idle container with enough life left, the last used first; others are discarded."""
@@ -296,6 +302,7 @@ class DockerPool:
     async def _close(self) -> None:
         for _ in range(self.stats["waiting"]):
             self._permits.release()  # to be refused
+        await asyncio.gather(*(service.close() for service in self._services))
         while pending := [task for task in self._tasks if not task.done()]:  # creations and hand-overs under way
             await asyncio.wait(pending)
         try:

@@ -100,15 +100,15 @@ def check_image(client: docker.APIClient, image: str) -> None:
 
 
 def create(
-    client: docker.APIClient, image: str, run: str, limits: Limits, lifetime_s: float
+    client: docker.APIClient, image: str, run: str, limits: Limits, lifetime_s: float, program: bytes = SUPERVISOR
 ) -> tuple[str, socket.socket]:
-    """Start one hardened container, which waits for `SUPERVISOR`. Returns its name and a socket to its streams."""
+    """Start one hardened container, which waits for `program`. Returns its name and a socket to its streams."""
     name = f"touchstone-{run}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         host = client.create_host_config(**_isolation(limits))
         client.create_container(
             image,
-            entrypoint=["python3", "-I", "-S", "-c", BOOT.format(size=len(SUPERVISOR))],
+            entrypoint=["python3", "-I", "-S", "-c", BOOT.format(size=len(program))],
             command=[],
             name=name,
             hostname="sandbox",

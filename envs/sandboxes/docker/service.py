@@ -1,0 +1,127 @@
+"""A trusted program kept running in a hardened container of its own, one fork for each question (`servant.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envs.sandboxes import Answer, SandboxLost, SandboxUnavailable
+from envs.sandboxes.docker import engine
+from envs.sandboxes.docker.wire import Wire
+
+if TYPE_CHECKING:
+    from envs.sandboxes.docker import DockerPool
+
+SERVANT = Path(__file__).with_name("servant.py").read_bytes()
+START_S = 120.0
+GRACE_S = 15.0
+"""How much later than asked process 1 may answer before its container counts as lost."""
+LOADED_MB = 256
+"""For the loaded program itself, its zip included."""
+
+
+class DockerService:
+    """Implements `envs.sandboxes.Service`. Belongs to the event loop of its pool."""
+
+    def __init__(self, pool: DockerPool, program: bytes, workers: int, memory_mb: int) -> None:
+        self.name = ""
+        """Of the container that runs now; empty before the first question."""
+        self.started = 0
+        self._pool, self._program, self._workers, self._memory_mb = pool, program, workers, memory_mb
+        self._wire: Wire | None = None
+        self._expires = 0.0
+        self._starting = asyncio.Lock()
+        self._turns = asyncio.Semaphore(workers)
+        self._asked: set[asyncio.Task[Answer]] = set()
+        self._closed = False
+
+    async def ask(self, question: bytes, *, cpu_s: int, timeout_s: float) -> Answer:
+        asked = asyncio.create_task(self._ask(question, cpu_s, timeout_s))
+        self._asked.add(asked)
+        asked.add_done_callback(self._forget)
+        return await asyncio.shield(asked)  # a cancelled caller leaves; its turn ends when its fork has
+
+    def _forget(self, asked: asyncio.Task[Answer]) -> None:
+        self._asked.discard(asked)
+        if not asked.cancelled():
+            asked.exception()
+
+    async def _ask(self, question: bytes, cpu_s: int, timeout_s: float) -> Answer:
+        async with self._turns:
+            for last_try in (False, True):
+                wire = await self._ready()
+                try:
+                    reply, body = await wire.call(
+                        "ask", question, wait_s=timeout_s + GRACE_S, cpu_s=cpu_s, timeout_s=timeout_s
+                    )
+                except SandboxLost:
+                    await self._drop(wire)
+                    if last_try:
+                        raise
+                else:
+                    return Answer(ended=reply["ended"], body=body, cpu_s=reply["cpu_s"])
+            raise AssertionError("unreachable")
+
+    async def _ready(self) -> Wire:
+        """A running container with half of its life left."""
+        async with self._starting:
+            if self._closed:
+                raise SandboxUnavailable(f"a service of run {self._pool.run!r} is closed")
+            wire = self._wire
+            if wire is not None and wire.alive and time.monotonic() < self._expires:
+                return wire
+            if wire is not None:
+                await self._remove()
+            return await self._start()
+
+    async def _start(self) -> Wire:
+        pool = self._pool
+        await pool._connect()
+        limits = engine.Limits(
+            memory_mb=LOADED_MB + self._workers * self._memory_mb,
+            pids=self._workers + 8,
+            cpus=float(min(self._workers, os.cpu_count() or 1)),
+            work_mb=64,
+            tmp_mb=1,
+            shm_mb=1,
+        )
+        asked = (pool._client, pool.image, pool.run, limits, pool.lifetime_s, SERVANT)
+        self.name, sock = await pool._in_thread(engine.create, *asked)
+        self._wire = wire = await Wire.open(self.name, sock, SERVANT)
+        self._expires = time.monotonic() + pool.lifetime_s / 2
+        try:
+            hello, _ = await wire.call(
+                "hello",
+                self._program,
+                wait_s=START_S,
+                lifetime_s=pool.lifetime_s,
+                memory_mb=self._memory_mb,
+                uids=[pool._uid() for _ in range(self._workers)],
+            )
+        except SandboxLost as problem:
+            await self._remove()
+            raise SandboxUnavailable(f"a service did not start: {problem}") from problem
+        if "problem" in hello:
+            await self._remove()
+            raise SandboxUnavailable(f"a service did not load its program: {hello['problem']}")
+        self.started += 1
+        return wire
+
+    async def _drop(self, wire: Wire) -> None:
+        async with self._starting:
+            if self._wire is wire:
+                await self._remove()
+
+    async def _remove(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
+            await self._pool._in_thread(engine.remove, self._pool._client, self.name)
+
+    async def close(self) -> None:
+        self._closed = True
+        async with self._starting:
+            await self._remove()
