@@ -4,7 +4,7 @@
 
 Math, on one list of generated pairs (half of them wrong), `math_ratio` being `math_per_s / math_direct_per_s`:
 - `math_per_s`, `math_asked`: this verifier with a container of WORKERS children; the share of pairs that reached it;
-- `math_algebra_per_s`: the same with the first rungs left out, so that every pair goes to the container;
+- `math_container_per_s`: the same where every pair goes to the container, whatever this process could decide;
 - `math_direct_per_s`: Math-Verify's own parse and verify in this process, with its default limits of 5 s;
 - `math_agree`, `math_right`, `math_direct_right`: share of pairs with the same verdict from both; each with the label;
 - `math_start_s`: from nothing to the first verdict; `math_peak_mb`: of this process while this verifier ran;
@@ -32,7 +32,7 @@ AT_ONCE = 32
 
 
 def pairs(count: int) -> list[tuple[str, str, bool]]:
-    """Gold, answer, and whether it is right: 4 in 10 integers, 2 other numbers, 2 expressions, 2 tuples and the like."""
+    """Gold, answer, and whether it is right: of 10, 4 are integers, 2 other numbers, 2 expressions, 2 tuples."""
     rng = random.Random(0)
     kinds: list[Callable[[int, int], tuple[str, str, str]]] = [
         lambda a, b: (str(a * b), str(a * b), str(a + b)),
@@ -101,7 +101,7 @@ async def math(count: int) -> dict[str, float]:
         asked = judge.asked / count
         begun = time.perf_counter()
         await all_verdicts(judge, lambda answer, gold: judge._ask(gold, answer), given)
-        algebra_s = time.perf_counter() - begun
+        container_s = time.perf_counter() - begun
         bomb_s, hung = await bombs(judge)
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     finally:
@@ -115,7 +115,7 @@ async def math(count: int) -> dict[str, float]:
         "math_ratio": theirs_s / ours_s,
         "math_per_s": count / ours_s,
         "math_direct_per_s": count / theirs_s,
-        "math_algebra_per_s": count / algebra_s,
+        "math_container_per_s": count / container_s,
         "math_asked": asked,
         "math_right": _share(ours, labels),
         "math_direct_right": _share(theirs, labels),

@@ -71,11 +71,10 @@ def parse(text: str) -> Any:
     """A sympy object, decimals as the fractions that they are."""
     text = _DECIMAL.sub(lambda d: f"\\frac{{{int(d[1] + d[2])}}}{{{10 ** len(d[2])}}}", text)
     text = normalize_latex(text, _NORMALIZATION)
-    imaginary = re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])", text) is not None
-    parsed = latex2sympy(text, is_real=not imaginary, normalization_config=None, conversion_config=_CONVERSION)
+    parsed = latex2sympy(text, normalization_config=None, conversion_config=_CONVERSION)
     if parsed is None or isinstance(parsed, str):
         raise ValueError(f"got {parsed!r}, expected an expression")
-    return parsed.doit() if hasattr(parsed, "doit") else parsed
+    return parsed.subs(sympy.Symbol("i"), sympy.I).doit()
 
 
 def number(expression: Any) -> Any:

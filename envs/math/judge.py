@@ -108,7 +108,7 @@ class Judge:
             case "too large":
                 return "too_hard"
             case "right" | "wrong":
-                return word  # type: ignore[no-any-return]
+                return word
         raise JudgeFailed(f"got the verdict {reply.body[:80]!r}, expected right, wrong, unreadable or too large")
 
     async def close(self) -> None:

@@ -37,7 +37,7 @@ _MATRIX = re.compile(r"\\begin\{([pb]?matrix)\}(.*)\\end\{\1\}")
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 _WORD = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _SHORT_WORDS = frozenset({"yes", "no", "odd", "one", "two", "six", "ten", "red", "day", "sun", "mon"})
-_LEAF = re.compile(r"[0-9A-Za-z\\{}^_+\-*/=().,|<>! \[\]':%&;]*")
+_LEAF = re.compile(r"[0-9A-Za-z\\{}^_+\-*/=().,|<>! \[\]]*")
 _KNOWN = """
 frac sqrt cdot times pm mp pi infty le ge ne in cup cap setminus emptyset mathbb begin end to circ overline bar hat vec
 sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp lfloor rfloor lceil rceil binom ell
@@ -88,8 +88,8 @@ class Ladder:
         gold, answer = _unwrap(gold), _unwrap(answer)
         if self.by_text and squeeze(gold) == squeeze(answer) != "":
             return True
-        if not gold or not answer:
-            return False
+        if not gold or not answer or "\\ldots" in (gold, answer):
+            return gold == answer
         rungs = (self._choices, self._lists, self._relations, self._units, self._words, self._brackets, self._numbers)
         for rung in rungs:
             if (verdict := rung(gold, answer)) is not None:
@@ -150,9 +150,9 @@ class Ladder:
     def _two_relations(self, gold: Relation, answer: Relation) -> bool:
         if gold.is_assignment and answer.is_assignment and _one_name(gold.sides[0], answer.sides[0]):
             return self._same(gold.sides[-1], answer.sides[-1])
-        intervals = _interval(gold), _interval(answer)
-        if intervals[0] and intervals[1]:
-            return intervals[0].of == intervals[1].of and self._intervals(*intervals)
+        expected, found = _interval(gold), _interval(answer)
+        if expected and found:
+            return expected.of == found.of and self._intervals(expected, found)
         if len(gold.signs) != 1 or len(answer.signs) != 1:
             return gold.signs == answer.signs and self._each(gold.sides, answer.sides)
         (sign, (left, right)), (other_sign, (other_left, other_right)) = gold.turned(), answer.turned()
@@ -307,8 +307,9 @@ def _items(text: str) -> list[str]:
     items = []
     for part in parts:
         items += [_PLUS_MINUS.sub(sign, part) for sign in "+-"] if len(_PLUS_MINUS.findall(part)) == 1 else [part]
-    names = {squeeze(item.partition("=")[0]) for item in items if "=" in item}
-    if len(items) > 1 and len(names) == 1 and _NAME.fullmatch(*names) and _RELATION.findall(items[0]) == ["="]:
+    name = squeeze(items[0].partition("=")[0]) if items else ""
+    others = {squeeze(item.partition("=")[0]) for item in items if "=" in item} - {name}
+    if len(items) > 1 and not others and _NAME.fullmatch(name) and _RELATION.findall(items[0]) == ["="]:
         items = [item.rpartition("=")[2].strip() for item in items]  # `x = 1, 2`, `x = 1 or x = 2`: the list 1, 2
     return items or [text]
 

@@ -3,6 +3,7 @@ r"""Exact arithmetic for answers that are plain numbers: integers, decimals, fra
 value("1{,}000.50")            1000.5, a decimal of 6 digits
 value(r"2\frac{1}{2}")         5/2, a mixed number
 value(r"3 \times 10^{-7}")     3/10000000
+value(r"0.1\overline{6}")      1/6
 value("101_2")                 5, a literal of base 2
 value("17 + 5")                22, but with work left to do: `worked` is False
 value(r"\sqrt{2}")             None: not rational, or not read here
@@ -21,7 +22,8 @@ MAX_WORK = 20 * MAX_BITS
 MAX_TOKENS = 240
 MAX_FACTORIAL = 5_000
 _TOKEN = re.compile(
-    r"\s*(?:(?P<based>(?:[0-9][0-9A-Za-z]*|[A-F][0-9A-F]+)_(?:\{\s*[0-9]{1,2}\s*\}|[0-9]))"
+    r"\s*(?:(?P<repeating>[0-9]*\.[0-9]*\\(?:overline|bar)\s*(?:\{\s*[0-9]+\s*\}|[0-9]))"
+    r"|(?P<based>(?:[0-9][0-9A-Za-z]*|[A-F][0-9A-F]+)_(?:\{\s*[0-9]{1,2}\s*\}|[0-9]))"
     r"|(?P<number>(?:(?:[0-9]{1,3}(?:[, ][0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<word>\\frac|\\times|\\cdot)|(?P<sign>[-+*/^!(){}]))"
 )
@@ -145,6 +147,8 @@ class _Reader:
         kind, token = self.kind(), self.take()
         if kind == "based":
             return _based(token)
+        if kind == "repeating":
+            return self.keep(_repeating(token))
         if kind == "number":
             found = _number(token)
             if found.number.denominator == 1 and not found.digits and (part := self._fraction()) is not None:
@@ -206,6 +210,14 @@ def _based(token: str) -> Value:
     except ValueError:  # not digits of that base
         raise _NotPlain from None
     return Value(Fraction(number), based=literal.lower())
+
+
+def _repeating(token: str) -> Fraction:
+    r"""`0.1\overline{6}`."""
+    fixed, _, period = re.sub(r"[{} ]|overline|bar", "", token).partition("\\")
+    whole, _, decimals = fixed.partition(".")
+    scale = 10 ** len(decimals)
+    return Fraction(int(whole + decimals or "0"), scale) + Fraction(int(period), (10 ** len(period) - 1) * scale)
 
 
 def _factorial(number: Fraction) -> int:

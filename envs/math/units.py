@@ -36,7 +36,8 @@ for _line in _TABLE.strip().splitlines():
                 _FACTORS[_each] = (_kind, _value) if _value else (f"{_kind} {_names[0]}", Fraction(1))
             _names = []
 _BARE = re.compile(
-    r"(?P<body>.*(?:[0-9})]|\\pi(?= )))(?P<gap>\s*)(?P<name>(?:(?:square|sq|cubic) )?[A-Za-z]+(?:(?: ?/ ?| per )[A-Za-z]+)?)"
+    r"(?P<body>.*(?:[0-9})]|\\pi(?= )))(?P<gap>\s*)"
+    r"(?P<name>(?:(?:square|sq|cubic) )?[A-Za-z]+(?:(?: ?/ ?| per )[A-Za-z]+)?)"
     r"(?:\^\{?(?P<power>[23])\}?)?"
 )
 _QUOTED = re.compile(r'(?P<body>.+?)\s*(?P<name>"[^"]*"(?:\s*/\s*"[^"]*")?)\s*(?:\^\s*\{?(?P<power>-?[0-9])\}?)?')
@@ -70,7 +71,9 @@ def split(text: str) -> tuple[str, Unit | None]:
 
 
 def _known(word: str) -> bool:
-    return word in ("square", "sq", "cubic", "per") or _one(word) != (_singular(word), 1)
+    return word in ("square", "sq", "cubic", "per") or any(
+        spelling in _FACTORS for spelling in (word, word.lower(), _singular(word))
+    )
 
 
 def _singular(name: str) -> str:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import resource
-
 import time
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
@@ -219,7 +218,9 @@ def answer(question):
     if question == b"raise":
         raise KeyError("asked to")
     if question == b"flood":
-        while True: os.write(int(os.listdir("/proc/self/fd")[-2]), b"x" * 65536)
+        links = {fd: tries(lambda: os.readlink("/proc/self/fd/" + fd)) for fd in os.listdir("/proc/self/fd")}
+        (pipe,) = [int(fd) for fd, link in links.items() if link.startswith("pipe")]
+        while True: os.write(pipe, b"x" * 65536)
     return json.dumps({
         "uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(),
         "interfaces": sorted(os.listdir("/sys/class/net")),
