@@ -27,6 +27,8 @@ from envs.math.exploits import EXPLOITS
 from envs.math.judge import CPU_S, WORKERS, Judge
 from envs.sandboxes.docker import DockerPool
 
+SLICE = 40
+NEEDS_PARSER = r"1 + \sqrt{x}", r"\sqrt{x} + 1"
 AT_ONCE = 32
 """Verdicts asked for at a time, as by the attempts of a rollout worker."""
 
@@ -61,7 +63,7 @@ def direct(gold: str, answer: str) -> bool:
     return bool(verify(*(parse(f"${text}$", extraction_config=config) for text in (gold, answer))))
 
 
-async def all_verdicts(judge: Judge, ask: Callable[[str, str], Any], given: list[tuple[str, str, bool]]) -> list[bool]:
+async def all_verdicts(ask: Callable[[str, str], Any], given: list[tuple[str, str, bool]]) -> list[bool]:
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(gold: str, answer: str) -> bool:
@@ -86,41 +88,48 @@ async def bombs(judge: Judge) -> tuple[float, int]:
 
 
 async def math(count: int) -> dict[str, float]:
-    given = pairs(count)
+    """Ours and theirs take turns, SLICE pairs each, so that both meet the same machine."""
+    given = list(dict.fromkeys(pairs(count)))
     labels = [right for _, _, right in given]
     pool = DockerPool(run="benchmark-verifiers", size=1)
     judge = Judge(pool, timeout_s=60.0)
+    ours: list[bool] = []
+    theirs: list[bool] = []
+    spent = {"": 0.0, "container_": 0.0, "direct_": 0.0}
     try:
         begun = time.perf_counter()
-        await judge.verdict("1 + x", "x + 1")
+        await judge.verdict(*NEEDS_PARSER)
         start_s = time.perf_counter() - begun
-        judge.asked = 0
-        begun = time.perf_counter()
-        ours = await all_verdicts(judge, judge.verdict, given)
-        ours_s = time.perf_counter() - begun
-        asked = judge.asked / count
-        begun = time.perf_counter()
-        await all_verdicts(judge, lambda answer, gold: judge._ask(gold, answer), given)
-        container_s = time.perf_counter() - begun
         bomb_s, hung = await bombs(judge)
+        await all_verdicts(judge.verdict, given[:SLICE])
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        direct("x + 1", "1 + x")  # its imports and tables are not counted either
+        judge = Judge(pool, timeout_s=60.0)
+        await judge.verdict(*NEEDS_PARSER)
+        judge.asked = 0
+        for at in range(0, len(given), SLICE):
+            part = given[at : at + SLICE]
+            marks = [time.perf_counter()]
+            ours += await all_verdicts(judge.verdict, part)
+            asked = judge.asked
+            marks.append(time.perf_counter())
+            await all_verdicts(lambda answer, gold: judge._ask(gold, answer), part)
+            judge.asked = asked
+            marks.append(time.perf_counter())
+            theirs += [direct(gold, answer) for gold, answer, _ in part]
+            marks.append(time.perf_counter())
+            for name, begin, end in zip(spent, marks, marks[1:], strict=False):
+                spent[name] += end - begin
     finally:
-        await judge.close()
         await pool.close()
-    direct("x + 1", "1 + x")  # its imports and tables are not counted either
-    begun = time.perf_counter()
-    theirs = [direct(gold, answer) for gold, answer, _ in given]
-    theirs_s = time.perf_counter() - begun
     return {
-        "math_ratio": theirs_s / ours_s,
-        "math_per_s": count / ours_s,
-        "math_direct_per_s": count / theirs_s,
-        "math_container_per_s": count / container_s,
-        "math_asked": asked,
+        "math_ratio": spent["direct_"] / spent[""],
+        **{f"math_{name}per_s": len(given) / seconds for name, seconds in spent.items()},
+        "math_asked": judge.asked / len(given),
         "math_right": _share(ours, labels),
         "math_direct_right": _share(theirs, labels),
         "math_agree": _share(ours, theirs),
-        "math_pairs": count,
+        "math_pairs": len(given),
         "math_workers": WORKERS,
         "math_start_s": start_s,
         "math_peak_mb": peak_mb,

@@ -26,6 +26,7 @@ Verdict = Literal["right", "wrong", "too_hard"]
 CPU_S = 3
 MEMORY_MB = 768
 WORKERS = 2
+REMEMBERED = 4096
 DISTRIBUTIONS = ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime", "sympy", "mpmath")
 MODULES = ("algebra", "ladder", "rationals", "text", "units")
 UNCHECKED = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)
@@ -46,6 +47,7 @@ class Judge:
         self._sandboxes = sandboxes
         self._service: Service | None = None
         self._sound: set[str] = set()
+        self._decided: dict[tuple[str, str], Verdict] = {}
 
     async def verdict(self, answer: str, gold: str) -> Verdict:
         """Raises UnreadableGold, JudgeTimedOut or JudgeFailed, never guesses."""
@@ -58,12 +60,15 @@ class Judge:
             return "too_hard"
         except NeedsAlgebra:
             pass
-        word = await self._ask(gold, answer)
-        match word:
-            case "right" | "wrong":
-                return word
-        await self.check(gold)
-        return "too_hard"
+        if (gold, answer) in self._decided:  # the attempts of one group often answer the same
+            return self._decided[gold, answer]
+        verdict = await self._ask(gold, answer)
+        if verdict == "too_hard":
+            await self.check(gold)
+        if len(self._decided) >= REMEMBERED:
+            self._decided.clear()
+        self._decided[gold, answer] = verdict
+        return verdict
 
     async def check(self, gold: str) -> None:
         """Raises UnreadableGold where a gold answer does not even equal itself when it is worked out."""
@@ -81,7 +86,7 @@ class Judge:
             raise UnreadableGold(f"the gold answer {gold[:80]!r} cannot be worked out, or does not equal itself")
         self._sound.add(gold)
 
-    async def _ask(self, gold: str, answer: str | None) -> Literal["right", "wrong", "too_hard"]:
+    async def _ask(self, gold: str, answer: str | None) -> Verdict:
         if self._sandboxes is None:
             raise JudgeFailed(f"the gold answer {gold[:80]!r} needs a parser, which runs in a sandbox: there is none")
         self._service = self._service or self._sandboxes.service(program(), workers=WORKERS, memory_mb=MEMORY_MB)
@@ -93,7 +98,7 @@ class Judge:
             raise JudgeFailed(f"the place where answers are parsed was lost: {problem}") from problem
         return self._word(reply)
 
-    def _word(self, reply: Answer) -> Literal["right", "wrong", "too_hard"]:
+    def _word(self, reply: Answer) -> Verdict:
         match reply.ended:
             case "spent":
                 return "too_hard"

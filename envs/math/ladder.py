@@ -9,6 +9,7 @@ NeedsAlgebra, and the same ladder is climbed again where untrusted text may be p
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from fractions import Fraction
 from typing import Literal
 
 from envs.math import rationals, units
-from envs.math.rationals import Value
+from envs.math.rationals import TooLarge, Value
 from envs.math.text import MAX_CHARS, Refused, normalise, squeeze, top_level
 
 Leaf = Callable[[str, str, Literal["equal", "ratio", "positive"]], bool]
@@ -24,6 +25,7 @@ Leaf = Callable[[str, str, Literal["equal", "ratio", "positive"]], bool]
 
 ENOUGH_DIGITS = 5
 MAX_ITEMS = 24
+POINTS = 4
 _SEPARATOR = re.compile(
     r',?\s*(?:"(?:and|or)"|(?<=\s)(?:and|or)(?=\s)|\\(?:lor|vee|land|wedge)(?![A-Za-z]))|,(?!(?<=[0-9],)[0-9]{3}(?![0-9]))|;'
 )
@@ -33,6 +35,7 @@ _RELATION = re.compile(r"=|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|\\
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 _NAME = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)'*(?:_(?:\{[^{}]*\}|[0-9A-Za-z]))?\s*(?:\([a-z](?:\s*,\s*[a-z])*\))?")
 _IN = re.compile(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*")
+_SUCH_THAT = re.compile(r"^\\\{\s*[a-z]\s*(?:\\in\s*\(-\\infty,\\infty\)\s*)?[|:](.*)\\\}$")
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix)\}(.*)\\end\{\1\}")
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 _WORD = re.compile(r"[A-Za-z][A-Za-z' -]*")
@@ -45,6 +48,7 @@ int sum prod lim gcd lcm max min det mod bmod pmod alpha beta gamma delta epsilo
 lambda mu nu xi rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega
 """
 _COMMANDS = frozenset(_KNOWN.split())
+_BINARY = re.compile(r"[0-9A-Za-z})]\s*(?:[-+*]|\\times|\\cdot)")
 _WORK = {
     "int": "int", "sum": "sum", "prod": "sum", "lim": "lim", "binom": "!", "gcd": "gcd", "lcm": "gcd", "max": "max",
     "min": "max", "det": "det", "mod": "mod", "bmod": "mod", "pmod": "mod",
@@ -192,12 +196,12 @@ class Ladder:
         return _plain_words(gold) == _plain_words(answer)
 
     def _numbers(self, gold: str, answer: str) -> bool | None:
-        if ":" in gold:
+        if ":" in gold + answer:
             return _ratio(gold) is not None and _ratio(gold) == _ratio(answer)
         expected, found = rationals.value(gold), rationals.value(answer)
         if expected is not None and found is not None:
             return same_number(expected, found)
-        return None
+        return _at_points(gold, answer)
 
     def _brackets(self, gold: str, answer: str) -> bool | None:
         expected, found = _bracketed(gold), _bracketed(answer)
@@ -270,16 +274,34 @@ def same_number(gold: Value, answer: Value) -> bool:
     return answer.digits >= ENOUGH_DIGITS and rationals.rounds_to(gold.number, answer)
 
 
+def _at_points(gold: str, answer: str) -> bool | None:
+    """Rational expressions, exactly: equal at random points is equal. None where either is no such expression."""
+    letters = sorted((_letters(gold) | _letters(answer)) - {"e", "i"})
+    rng = random.Random(0)
+    for _ in range(POINTS):
+        point = {letter: rng.randint(1000, 1_000_000) for letter in letters}
+        pair = rationals.at_point(gold, point), rationals.at_point(answer, point)
+        if pair[0] is None or pair[1] is None:
+            return None
+        if pair[0] != pair[1]:
+            return False
+    return _letters(answer) <= _letters(gold)
+
+
+def _letters(text: str) -> set[str]:
+    return set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text)))
+
+
 def _ratio(text: str) -> list[Fraction] | None:
-    """`2:3:5` in units of its first number."""
-    numbers = [rationals.value(part) for part in text.split(":")]
+    """`2:3:5` in units of its first number; a number is its ratio to 1."""
+    numbers = [rationals.value(part) for part in (text if ":" in text else f"{text}:1").split(":")]
     found = [number.number for number in numbers if number is not None]
     return [number / found[0] for number in found] if len(found) == len(numbers) and found[0] else None
 
 
 def _unwrap(text: str) -> str:
     """Without braces, or round brackets around one item, that hold the whole text, and without `x \\in`."""
-    text = _IN.sub("", text.strip())
+    text = _SUCH_THAT.sub(r"\1", _IN.sub("", text.strip()))
     if re.fullmatch(r'"[^"]*"', text) and not _is_word(text):
         text = text[1:-1].strip()
     while len(text) > 1 and text[0] in "({" and _closes_at_end(text):
@@ -386,6 +408,12 @@ def _parsable(gold: str, answer: str) -> bool:
             if text is answer and text != gold:
                 return False
             raise Unreadable(f"the gold answer {gold[:80]!r} is no expression that can be compared")
+    try:
+        worked = rationals.value(gold)
+    except TooLarge:
+        worked = None
+    if worked and worked.worked and _BINARY.search(answer):
+        return False
     return not _work(answer) - _work(gold) and not _words(answer) - _words(gold)
 
 

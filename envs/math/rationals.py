@@ -1,4 +1,4 @@
-r"""Exact arithmetic for answers that are plain numbers: integers, decimals, fractions, powers, factorials.
+r"""Exact arithmetic for answers that are plain numbers, and for rational expressions in letters at given points.
 
 value("1{,}000.50")            1000.5, a decimal of 6 digits
 value(r"2\frac{1}{2}")         5/2, a mixed number
@@ -8,12 +8,14 @@ value("101_2")                 5, a literal of base 2
 value("17 + 5")                22, but with work left to do: `worked` is False
 value(r"\sqrt{2}")             None: not rational, or not read here
 value("9^{9^9}")               raises TooLarge
+at_point("2x(x+1)", {"x": 3})  24
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -25,7 +27,7 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<repeating>[0-9]*\.[0-9]*\\(?:overline|bar)\s*(?:\{\s*[0-9]+\s*\}|[0-9]))"
     r"|(?P<based>(?:[0-9][0-9A-Za-z]*|[A-F][0-9A-F]+)_(?:\{\s*[0-9]{1,2}\s*\}|[0-9]))"
     r"|(?P<number>(?:(?:[0-9]{1,3}(?:[, ][0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
-    r"|(?P<word>\\frac|\\times|\\cdot)|(?P<sign>[-+*/^!(){}]))"
+    r"|(?P<word>\\frac|\\times|\\cdot)|(?P<sign>[-+*/^!(){}])|(?P<letter>[A-Za-z]))"
 )
 
 
@@ -56,14 +58,27 @@ def value(text: str) -> Value | None:
     return found if reader.at == len(reader.tokens) else None
 
 
+def at_point(text: str, point: Mapping[str, int]) -> Fraction | None:
+    """What a rational expression is worth where its letters are numbers; None where it is not read here."""
+    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{3,}", text):
+        return None  # perhaps a function or a word
+    reader = _Reader(text, point)
+    try:
+        found = reader.sum()
+    except (_NotPlain, TooLarge, ZeroDivisionError):
+        return None
+    return found.number if reader.at == len(reader.tokens) else None
+
+
 class _NotPlain(Exception):
     pass
 
 
 class _Reader:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, point: Mapping[str, int] | None = None) -> None:
         self.tokens: list[tuple[str, str]] = []
-        self.at = self.work = position = 0
+        self.point = point or {}
+        self.at = self.work = self.letters = position = 0
         text = text.strip()
         while position < len(text):
             match = _TOKEN.match(text, position)
@@ -105,13 +120,15 @@ class _Reader:
 
     def product(self) -> Value:
         found = self.signed()
-        while self.peek("*", "/", r"\times", r"\cdot", "("):
+        while self.peek("*", "/", r"\times", r"\cdot") or self.next_to():
             if self.peek("/"):
                 self.take()
                 divisor = self.signed()
+                if self.next_to():
+                    raise _NotPlain  # 1/2x: perhaps (1/2)x, perhaps 1/(2x)
                 found = self.keep(found.number / divisor.number, worked=found.worked and divisor.worked)
                 continue
-            if not self.peek("("):
+            if not self.next_to():
                 self.take()
             first = self.at
             factor = self.signed()
@@ -121,6 +138,10 @@ class _Reader:
             digits = found.digits if worked else 0
             found = replace(self.keep(found.number * factor.number, worked), digits=digits, unit=found.unit * scale)
         return found
+
+    def next_to(self) -> bool:
+        """Whether a factor follows without a sign of multiplication."""
+        return self.peek("(") or (bool(self.point) and (self.kind() == "letter" or self.peek(r"\frac")))
 
     def signed(self) -> Value:
         if self.peek("-"):
@@ -140,7 +161,10 @@ class _Reader:
         if not self.peek("^"):
             return base
         self.take()
+        letters = self.letters
         exponent = self.signed()  # from the right: 2^3^2 is 2^9
+        if self.letters > letters:
+            raise _NotPlain
         return self.keep(_power(base.number, exponent.number), worked=base.worked and exponent.worked)
 
     def atom(self) -> Value:
@@ -154,6 +178,9 @@ class _Reader:
             if found.number.denominator == 1 and not found.digits and (part := self._fraction()) is not None:
                 return self.keep(found.number + part)
             return found
+        if kind == "letter" and token in self.point and not self.peek("("):
+            self.letters += 1
+            return Value(Fraction(self.point[token]))
         if token == r"\frac":
             top, bottom = self._group(), self._group()
             return self.keep(top.number / bottom.number, worked=top.worked and bottom.worked)
@@ -174,8 +201,9 @@ class _Reader:
         start = self.at
         if self.peek(r"\frac"):
             self.take()
+            letters = self.letters
             top, bottom = self._group().number, self._group().number
-            if 0 < top < bottom:
+            if 0 < top < bottom and self.letters == letters:
                 return top / bottom
             raise _NotPlain
         if [kind for kind, _ in self.tokens[start : start + 3]] == ["number", "sign", "number"]:

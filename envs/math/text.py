@@ -41,6 +41,7 @@ _SPELLINGS = (
     (re.compile(r"\\(?:rbrace|\})"), r"\\}"),
     (re.compile(r"\\(?:varnothing|empty)(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\infin(?![A-Za-z])"), r"\\infty"),
+    (re.compile(r"\\mathbb\s*\{\s*R\s*\}|\\R(?![A-Za-z])"), r"(-\\infty,\\infty)"),
     (re.compile(r"\\imath(?![A-Za-z])"), "i"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\\[lr]vert(?![A-Za-z])|\\mid(?![A-Za-z])"), "|"),

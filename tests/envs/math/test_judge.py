@@ -64,7 +64,7 @@ def test_every_labelled_pair(loop: asyncio.AbstractEventLoop, judge: Judge) -> N
     found = loop.run_until_complete(verdicts(judge, [(gold, answer) for _, gold, answer in PAIRS]))
     missed = [(*pair, verdict) for pair, verdict in zip(PAIRS, found, strict=True) if pair[0] != verdict]
     assert not missed
-    assert judge.asked > 60  # else the container was hardly needed, and little was tested
+    assert judge.asked > 50  # else the container was hardly needed, and little was tested
 
 
 @pytest.mark.docker
@@ -132,12 +132,15 @@ def test_the_judge_outlives_its_container(loop: asyncio.AbstractEventLoop, pool:
 
     async def scenario() -> None:
         judge = Judge(pool, timeout_s=60)
-        assert await judge.verdict("1 + x", "x + 1") == "right"
+        assert await judge.verdict(r"1 + \sqrt{x}", r"\sqrt{x} + 1") == "right"
         service = judge._service
         assert isinstance(service, DockerService)
         await asyncio.to_thread(engine.remove, pool._client, service.name)
-        assert await judge.verdict("1 + y", "y + 1") == "right"
-        many = [asyncio.create_task(judge.verdict(f"{n} + x", f"x + {n + n % 2}")) for n in range(10, 30)]
+        assert await judge.verdict(r"1 + \sqrt{y}", r"\sqrt{y} + 1") == "right"
+        many = [
+            asyncio.create_task(judge.verdict(f"{n} + \\sqrt{{x}}", f"\\sqrt{{x}} + {n + n % 2}"))
+            for n in range(10, 30)
+        ]
         await asyncio.sleep(0.05)
         await asyncio.to_thread(engine.remove, pool._client, service.name)
         assert await asyncio.gather(*many) == ["right", "wrong"] * 10
@@ -151,13 +154,13 @@ def test_the_judge_outlives_its_container(loop: asyncio.AbstractEventLoop, pool:
 @pytest.mark.docker
 def test_a_cancelled_question_never_answers_the_next(loop: asyncio.AbstractEventLoop, judge: Judge) -> None:
     async def scenario() -> None:
-        for _ in range(10):
-            leaving = [asyncio.create_task(judge.verdict(f"x - {n}", "x + 1")) for n in range(4)]
+        for k in range(10):
+            leaving = [asyncio.create_task(judge.verdict(f"\\sqrt{{x}} - {n}", f"\\sqrt{{x}} + {k}")) for n in range(4)]
             await asyncio.sleep(0.01)
             for task in leaving:
                 task.cancel()
-            assert await judge.verdict("1 + x", "x + 1") == "right"
-            assert await judge.verdict("2 + x", "x + 1") == "wrong"
+            assert await judge.verdict(f"{k} + \\sqrt{{x}}", f"\\sqrt{{x}} + {k}") == "right"
+            assert await judge.verdict(f"{k + 1} + \\sqrt{{x}}", f"\\sqrt{{x}} + {k}") == "wrong"
 
     loop.run_until_complete(asyncio.wait_for(scenario(), 120))
 
@@ -166,12 +169,12 @@ def test_a_cancelled_question_never_answers_the_next(loop: asyncio.AbstractEvent
 def test_too_little_time_is_the_machinerys_fault(loop: asyncio.AbstractEventLoop, pool: DockerPool) -> None:
     async def scenario() -> None:
         judge = Judge(pool, timeout_s=60)
-        await judge.verdict("1 + x", "x + 1")
+        await judge.verdict(r"1 + \sqrt{x}", r"\sqrt{x} + 1")
         judge.timeout_s = 0.001
         with pytest.raises(JudgeTimedOut):
             await judge.verdict("x^{9^{9^{9^{9}}}}", "x")
         judge.timeout_s = 60
-        assert await judge.verdict("1 + x", "x + 1") == "right"
+        assert await judge.verdict(r"1 + \sqrt{x}", r"\sqrt{x} + 1") == "right"
         await judge.close()
 
     loop.run_until_complete(asyncio.wait_for(scenario(), 120))
@@ -185,7 +188,7 @@ def test_a_dead_engine_is_a_typed_failure(monkeypatch: pytest.MonkeyPatch, tmp_p
         judge = Judge(pool)
         assert await judge.verdict("0.5", "1/2") == "right"  # needs no parser
         with pytest.raises(JudgeFailed, match="no Docker engine answers"):
-            await judge.verdict("1 + x", "x + 1")
+            await judge.verdict(r"1 + \sqrt{x}", r"\sqrt{x} + 1")
         await judge.close()
         await pool.close()
 
@@ -196,7 +199,7 @@ def test_without_sandboxes_only_a_parser_is_missed() -> None:
     judge = Judge(None)
     assert asyncio.run(judge.verdict("4", "4")) == "right"
     with pytest.raises(JudgeFailed, match="there is none"):
-        asyncio.run(judge.verdict("1 + x", "x + 1"))
+        asyncio.run(judge.verdict(r"1 + \sqrt{x}", r"\sqrt{x} + 1"))
 
 
 PROBE = b"""
