@@ -213,7 +213,7 @@ def tries(what):
 
 def answer(question):
     if question == b"grow":
-        return bytes(len(bytearray(1 << 40)))
+        return str(len(bytearray(b"x") * (300 << 20))).encode()
     if question == b"spin":
         while True: pass
     if question == b"die":
