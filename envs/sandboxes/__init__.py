@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import ModuleType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from envs import MachineryError, Outcome
 
@@ -128,6 +128,33 @@ class Sandbox(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a service made of one question."""
+
+    ended: Literal["answered", "spent", "late", "raised"]
+    """`spent`: it took all the CPU time or memory it may have, or died of it; `late`: it found no core in time."""
+    body: bytes = b""
+    """The answer, or in one line what was raised."""
+    cpu_s: float = 0.0
+
+
+class Service(Protocol):
+    """A trusted program with untrusted questions, kept running in a place of its own: no network, no host files.
+
+    Each question is answered by a fresh fork of the loaded program, as a user of its own, with limits. Where the place
+    died, the next question starts another; a question asked when it died is asked once more.
+    """
+
+    async def ask(self, question: bytes, *, cpu_s: int, timeout_s: float) -> Answer:
+        """Waits for its turn; `timeout_s` counts from then. Raises SandboxLost or SandboxUnavailable."""
+        ...
+
+    async def close(self) -> None:
+        """May be called more than once."""
+        ...
+
+
 class SandboxPool(Protocol):
     """A bounded number of sandboxes shared by the attempts of one process."""
 
@@ -135,6 +162,14 @@ class SandboxPool(Protocol):
         """A clean sandbox, waiting for one where all are taken; `/work` is empty, or as the snapshot has it.
 
         Raises SandboxUnavailable, and OSError where the snapshot does not go into `/work`.
+        """
+        ...
+
+    def service(self, program: bytes, *, workers: int = 2, memory_mb: int = 512) -> Service:
+        """A service that starts with its first question and ends with the pool.
+
+        `program` is a zip of Python whose module `program` has `answer(question: bytes) -> bytes`. `workers` questions
+        are answered at a time, each in at most `memory_mb`.
         """
         ...
 

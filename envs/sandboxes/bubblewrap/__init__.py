@@ -20,7 +20,7 @@ import re
 import secrets
 import subprocess
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
 from typing import IO, Any, TypeVar
 
@@ -28,6 +28,7 @@ from envs.sandboxes import SandboxLost, SandboxUnavailable, Snapshot
 from envs.sandboxes.bubblewrap import launch
 from envs.sandboxes.bubblewrap.launch import WEAKER, Limits, count, preflight, reap
 from envs.sandboxes.docker.lease import GRACE_S, Lease
+from envs.sandboxes.docker.service import WORK_MB, PoolService
 from envs.sandboxes.docker.wire import Wire
 
 __all__ = ["WEAKER", "BubblewrapPool", "Lease", "Limits", "Pool", "count", "preflight", "reap"]
@@ -77,6 +78,7 @@ class BubblewrapPool:
         self._idle: list[Keeper] = []
         self._made: list[Keeper] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._services: list[PoolService] = []
         self._closing: asyncio.Task[None] | None = None
         self._next_uid = 1_000_000 * (1 + secrets.randbelow(1000))
 
@@ -104,6 +106,21 @@ class BubblewrapPool:
         sandbox = Lease(keeper.wire, lambda lost: self._spawn(self._take_back(keeper, lost)), keeper.said)
         await sandbox.begin(snapshot)
         return sandbox
+
+    def service(self, program: bytes, *, workers: int = 2, memory_mb: int = 512) -> PoolService:
+        self._services.append(PoolService(self, program, workers, memory_mb))
+        return self._services[-1]
+
+    async def open_service(
+        self, sent: bytes, workers: int, memory_mb: int
+    ) -> tuple[Wire, Callable[[], Coroutine[Any, Any, None]], list[int]]:
+        """Its memory is limited fork by fork only."""
+        self._next_uid += 1
+        process, sock, stderr = launch.start(self.run, self._next_uid, sent, WORK_MB)
+        wire = await Wire.open(f"bwrap-{self.run}-{process.pid}", sock, sent, multiplexed=False)
+        keeper = Keeper(process=process, wire=wire, stderr=stderr, expires=time.monotonic() + self.lifetime_s)
+        self._made.append(keeper)
+        return wire, lambda: self._end(keeper), [0] * workers
 
     def _pick(self) -> Keeper | None:
         """An idle keeper with enough life left, the last used first; others are discarded."""
@@ -189,6 +206,7 @@ class BubblewrapPool:
     async def _close(self) -> None:
         for _ in range(self.stats["waiting"]):
             self._permits.release()  # to be refused
+        await asyncio.gather(*(service.close() for service in self._services))
         while pending := [task for task in self._tasks if not task.done()]:  # creations and hand-overs under way
             await asyncio.wait(pending)
         await asyncio.gather(*(self._end(keeper) for keeper in list(self._made)))

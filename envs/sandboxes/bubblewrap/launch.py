@@ -68,8 +68,12 @@ class Limits:
             )
 
 
-def start(run: str, uid: int) -> tuple[subprocess.Popen[bytes], socket.socket, IO[bytes]]:
-    """One keeper, which waits for `PROGRAM`: its process, a socket to its stdin and stdout, and its stderr.
+def start(
+    run: str, uid: int, sent: bytes = PROGRAM, work_mb: int = 0
+) -> tuple[subprocess.Popen[bytes], socket.socket, IO[bytes]]:
+    """A sandbox whose process 1 waits for `sent`: its process, a socket to its stdin and stdout, and its stderr.
+
+    `/work` has `work_mb`, or is the program's own to make.
 
     It dies with the thread that calls this. Started as root, it becomes user `uid` first: root stays root in the files
     and settings of a machine, whatever namespace it is in.
@@ -80,7 +84,12 @@ def start(run: str, uid: int) -> tuple[subprocess.Popen[bytes], socket.socket, I
     as_root = os.geteuid() == 0
     try:
         process = subprocess.Popen(
-            [*_command(run), *(word for pair in zip(ETC, data, strict=True) for word in _etc(*pair)), *_program()],
+            [
+                *_command(run),
+                *(word for pair in zip(ETC, data, strict=True) for word in _etc(*pair)),
+                *(["--perms", "0700", "--size", str(work_mb << 20), "--tmpfs", "/work"] if work_mb else []),
+                *_program(sent),
+            ],
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),
             stderr=subprocess.PIPE,
@@ -140,9 +149,9 @@ def _etc(name: str, fd: int) -> list[str]:
     return ["--perms", "0444", "--ro-bind-data", str(fd), f"/etc/{name}"]
 
 
-def _program() -> list[str]:
+def _program(sent: bytes) -> list[str]:
     sealed = ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
-    return [*sealed, "--", _python()[0], "-I", "-S", "-c", BOOT.format(size=len(PROGRAM))]
+    return [*sealed, "--", _python()[0], "-I", "-S", "-c", BOOT.format(size=len(sent))]
 
 
 def _pipe_with(text: str) -> int:

@@ -33,6 +33,7 @@ from envs.sandboxes.docker import engine
 from envs.sandboxes.docker.admission import MIN_FREE_MB, EngineSick, Gate
 from envs.sandboxes.docker.engine import Limits, count, preflight, reap
 from envs.sandboxes.docker.lease import GRACE_S, Lease
+from envs.sandboxes.docker.service import WORK_MB, PoolService
 from envs.sandboxes.docker.wire import Wire
 
 __all__ = ["DockerPool", "Lease", "Limits", "count", "preflight", "reap"]
@@ -98,6 +99,7 @@ class DockerPool:
         self._starting: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.Task[None] | None = None
+        self._services: list[PoolService] = []
         self._closing: asyncio.Task[None] | None = None
         # A kernel counts some resources by user, across containers: no two pools or leases share one.
         self._next_uid = 1_000_000 * (1 + secrets.randbelow(1000))
@@ -139,6 +141,26 @@ class DockerPool:
         sandbox = Lease(container.wire, lambda lost: self._spawn(self._take_back(container, lost)))
         await sandbox.begin(snapshot)
         return sandbox
+
+    def service(self, program: bytes, *, workers: int = 2, memory_mb: int = 512) -> PoolService:
+        self._services.append(PoolService(self, program, workers, memory_mb))
+        return self._services[-1]
+
+    async def open_service(
+        self, sent: bytes, workers: int, memory_mb: int
+    ) -> tuple[Wire, Callable[[], Coroutine[Any, Any, None]], list[int]]:
+        await self._connect()
+        cpus = float(min(workers, os.cpu_count() or 1))
+        limits = Limits(memory_mb=memory_mb, pids=workers + 8, cpus=cpus, work_mb=WORK_MB, tmp_mb=1, shm_mb=1)
+        asked = (self._client, self.image, self.run, limits, self.lifetime_s, sent)
+        name, sock = await self._in_thread(engine.create, *asked)
+        wire = await Wire.open(name, sock, sent)
+
+        async def end() -> None:
+            wire.close()
+            await self._in_thread(engine.remove, self._client, name)
+
+        return wire, end, [self._uid() for _ in range(workers)]
 
     async def _pick(self) -> _Container | None:
         """For the permit held: an idle container that lives, for long enough, the last used first. Discards others."""
@@ -274,6 +296,7 @@ class DockerPool:
             self._permits.release()  # to be refused
         if self._reaping is not None:
             self._reaping.cancel()
+        await asyncio.gather(*(service.close() for service in self._services))
         while pending := [task for task in self._tasks if not task.done()]:  # creations and hand-overs under way
             await asyncio.wait(pending)
         try:
