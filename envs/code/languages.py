@@ -60,7 +60,8 @@ def chosen(given: Sequence[str] | Mapping[str, Mapping[str, Any] | None]) -> dic
             raise ValueError(f"language {name!r}: got {', '.join(unknown)}; available: {', '.join(known)}")
         if missing := sorted({"tags", "file", "run"} - set(fields)):
             raise ValueError(f"language {name!r}: {', '.join(missing)} missing; expected tags, file and run")
-        found[name] = Language(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()})
+        values: dict[str, Any] = {k: v if isinstance(v, str | int | float) else tuple(v) for k, v in fields.items()}
+        found[name] = Language(**values)
     if not found:
         raise ValueError(f"world code: got no language; available: {', '.join(LANGUAGES)}")
     return found

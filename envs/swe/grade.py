@@ -58,7 +58,7 @@ _CHECKS = {
 
 CANARY = """\
 def {stands}(a, b):
-    return [a + b, sorted([b, a]), {{"product": a * b, "same": a == b}}, str(a), len([a, b]), isinstance(a, int)]
+    return [a + b, sorted([a, b, 0]), {{"product": a * b, "same": a == b}}, str(a), len([a, b]), isinstance(a, int)]
 
 
 def {falls}(a, b):
@@ -134,7 +134,7 @@ def _lies(canaries: Sequence[Ran], pair: list[int]) -> bool:
     if any(ran.verdict is Verdict.TAMPERED for ran in canaries):
         return True
     a, b = pair
-    value = [a + b, [a, b], {"product": a * b, "same": False}, str(a), 2, True]
+    value = [a + b, [0, a, b], {"product": a * b, "same": False}, str(a), 2, True]
     stands, falls = canaries
     judged = stands.verdict is None and not _unready(stands)
     if judged and compare.claim(stands.body, value, _RULE)[0] is not Verdict.RIGHT:

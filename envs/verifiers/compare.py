@@ -103,9 +103,9 @@ def near(got: float, expected: float, rule: Comparison) -> bool:
     """Within the tolerance; infinities only where they are equal, and not-a-number only where it is expected."""
     if math.isnan(expected) or math.isnan(got):
         return math.isnan(expected) and math.isnan(got)
-    return got == expected or (
-        math.isfinite(got) and abs(got - expected) <= max(rule.absolute, rule.relative * abs(expected))
-    )
+    if math.isinf(expected) or math.isinf(got):
+        return got == expected
+    return abs(got - expected) <= max(rule.absolute, rule.relative * abs(expected))
 
 
 def claim(body: bytes, expected: Any, rule: Comparison) -> tuple[Verdict, str]:

@@ -265,7 +265,7 @@ def program(job: dict[str, Any]) -> None:
     main.__dict__.update(__file__=job["file"], __builtins__=builtins)
     sys.modules["__main__"] = main
     sys.argv[:] = [job["file"]]
-    sys.stdin = sys.__stdin__ = open(  # noqa: SIM115
+    sys.stdin = open(  # noqa: SIM115
         0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False
     )
     with open(job["file"], "rb") as file:

@@ -81,12 +81,14 @@ def test_every_ending_has_its_name(go: Go, pool: DockerPool, code: str, verdict:
 @pytest.mark.parametrize(
     "code",
     [
-        "import sys; a = sys.stdin.buffer.read(); b = sys.stdin.buffer.read(); assert not b; print(sum(map(int, a.split())))",
+        "import sys; a = sys.stdin.buffer.read(); b = "
+        "sys.stdin.buffer.read(); assert not b; print(sum(map(int, a.split())))",
         "print(sum(map(int, open(0).read().split())))",
         "print(sum(map(int, open('/dev/stdin').read().split())))",
         "import os; print(sum(map(int, os.read(0, os.fstat(0).st_size).split())))",
         "import mmap; print(sum(map(int, mmap.mmap(0, 0, access=mmap.ACCESS_READ)[:].split())))",
-        "import sys; a = sys.stdin.read(); sys.stdin.seek(0); assert sys.stdin.read() == a; print(sum(map(int, a.split())))",
+        "import sys; a = sys.stdin.read(); sys.stdin.seek(0); assert "
+        "sys.stdin.read() == a; print(sum(map(int, a.split())))",
         "import sys\nfor line in sys.stdin: print(sum(map(int, line.split())))",
         "import fileinput\nfor line in fileinput.input(): print(sum(map(int, line.split())))",
         "import subprocess; print(sum(map(int, subprocess.check_output(['cat']).split())))",

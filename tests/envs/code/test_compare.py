@@ -58,12 +58,11 @@ class Equal(int):
         (True, [True], [1, "true", False]),
         (None, [None], [0, False, "", []]),
         ("a", ["a"], ["A", ["a"], "a "]),
-        (0.3, [0.1 + 0.2], [0.31, "0.3", float("nan"), float("inf"), True, 10**5000]),
+        (0.3, [0.1 + 0.2], [0.31, "0.3", float("nan"), float("inf"), True]),
         (2.0, [2, 2.0000001], [True, 3, "2"]),
         (float("inf"), [float("inf")], [1e308, float("-inf"), float("nan")]),
         ([1, [2, "x"]], [(1, (2, "x")), [1, [2, "x"]]], [[1, 2, "x"], [True, [2, "x"]], {1, 2}, [1]]),
         ({"1": 2, "b": [0]}, [{"b": [0], "1": 2}, {1: 2, "b": (0,)}], [{"1": 2}, {"1": True, "b": [0]}, [["1", 2]]]),
-        (10**6000, [10**6000], [10**6000 + 1, 1e300]),
     ],
 )
 def test_values_keep_their_types(expected: Any, right: list[Any], wrong: list[Any]) -> None:
@@ -71,6 +70,12 @@ def test_values_keep_their_types(expected: Any, right: list[Any], wrong: list[An
         assert claimed(value, expected) is Verdict.RIGHT, value
     for value in wrong:
         assert claimed(value, expected) is Verdict.WRONG, value
+
+
+def test_numbers_longer_than_python_likes_to_print() -> None:
+    assert claimed(10**6000, 10**6000) is Verdict.RIGHT
+    assert claimed(10**6000 + 1, 10**6000) is Verdict.WRONG
+    assert claimed(10**6000, 0.5) is Verdict.WRONG
 
 
 def test_unordered_values() -> None:
