@@ -15,7 +15,6 @@ A problem is data, in `Task.hidden`:
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from envs.code.languages import LANGUAGES, Language
 from envs.sandboxes import Sandbox, SandboxPool
 from envs.verifiers import Verdict, compare, runs
 from envs.verifiers.compare import Comparison
-from envs.verifiers.runs import Job, Ran
+from envs.verifiers.runs import Case, Job, Ran
 
 COMPILE_TIMEOUT_S = 30.0
 CHECKER_TIMEOUT_S = 10.0
@@ -43,7 +42,7 @@ _CHECKED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    bodies: list[bytes]
+    cases: list[Case]
     expected: list[Any]
     function: str
     prelude: str
@@ -59,7 +58,7 @@ class Problem:
         try:
             function = hidden.get("function", "")
             problem = cls(
-                bodies=[_call(function, given) if function else given.encode() for given in hidden["inputs"]],
+                cases=[_call(function, given) if function else given.encode() for given in hidden["inputs"]],
                 expected=list(hidden["outputs"]),
                 function=function,
                 prelude=hidden.get("prelude", ""),
@@ -77,7 +76,7 @@ class Problem:
         return problem
 
     def _check(self) -> None:
-        cases, expected = len(self.bodies), len(self.expected)
+        cases, expected = len(self.cases), len(self.expected)
         if cases != expected or not cases:
             raise ValueError(f"got {cases} inputs and {expected} outputs; expected equally many, at least one")
         if (self.rule.kind == "checker") != (self.checker is not None) or (self.checker and self.function):
@@ -91,16 +90,16 @@ class Problem:
                 raise ValueError(f"got a group {dict(group)}; expected numbers of cases below {cases}, and points")
 
 
-def _call(function: str, given: Any) -> bytes:
+def _call(function: str, given: Any) -> Case:
     named = {"keywords": given, "arguments": []} if isinstance(given, Mapping) else {"arguments": list(given)}
-    return json.dumps({"function": function, **named}).encode()
+    return {"calls": [{"function": function, **named}]}
 
 
 async def grade(
     source: str, language: Language, problem: Problem, sandboxes: SandboxPool, alone: asyncio.Lock, timeouts: int
 ) -> Facts:
     """Facts about a program: a verdict per case, the share that is right, groups. Raises a MachineryError."""
-    count = len(problem.bodies)
+    count = len(problem.cases)
     sandbox = await sandboxes.acquire()
     try:
         await sandbox.write(f"/work/{language.file}", source.encode(errors="replace"))
@@ -108,8 +107,8 @@ async def grade(
         if error is not None:
             return facts([Verdict.COMPILE_ERROR] * count, [], problem, error=error)
         job = _job(language, problem, timeouts)
-        ran = await runs.run(sandbox, job, problem.bodies)
-        ran = await _again(sandbox, job, problem.bodies, ran, alone)
+        ran = await runs.run(sandbox, job, problem.cases)
+        ran = await _again(sandbox, job, problem.cases, ran, alone)
     finally:
         await sandbox.close()
     if problem.checker is None:
@@ -146,14 +145,15 @@ async def _compile(sandbox: Sandbox, language: Language) -> str | None:
     return reason or result.stderr.decode(errors="replace")[:ERROR_CHARS]
 
 
-async def _again(sandbox: Sandbox, job: Job, bodies: Sequence[bytes], ran: list[Ran], alone: asyncio.Lock) -> list[Ran]:
+async def _again(sandbox: Sandbox, job: Job, cases: Sequence[Case], ran: list[Ran], alone: asyncio.Lock) -> list[Ran]:
     """Near misses get a second run, one at a time among all attempts of this process; the better one counts."""
-    for case, first in enumerate(ran):
+    better = list(ran)
+    for number, first in enumerate(ran):
         if first.near_miss:
             async with alone:
-                (second,) = await runs.run(sandbox, job, [bodies[case]])
-            ran = [*ran[:case], second if second.verdict is not Verdict.TIMED_OUT else first, *ran[case + 1 :]]
-    return ran
+                (second,) = await runs.run(sandbox, job, [cases[number]])
+            better[number] = first if second.verdict is Verdict.TIMED_OUT else second
+    return better
 
 
 def _verdict(ran: Ran, expected: Any, problem: Problem) -> Verdict:
@@ -178,15 +178,16 @@ async def _checked(ran: list[Ran], problem: Problem, sandboxes: SandboxPool) -> 
             raise JudgeFailed(f"a problem's checker does not compile: {error}")
         return [
             r.verdict or await _ask(sandbox, language, given, r.body, expected, problem.checker)
-            for r, given, expected in zip(ran, problem.bodies, problem.expected, strict=True)
+            for r, given, expected in zip(ran, problem.cases, problem.expected, strict=True)
         ]
     finally:
         await sandbox.close()
 
 
 async def _ask(
-    sandbox: Sandbox, language: Language, given: bytes, got: bytes, expected: str, checker: Mapping[str, Any]
+    sandbox: Sandbox, language: Language, given: Case, got: bytes, expected: str, checker: Mapping[str, Any]
 ) -> Verdict:
+    assert isinstance(given, bytes), "a checker judges what programs print"
     for name, data in {"input.txt": given, "output.txt": got, "answer.txt": expected.encode()}.items():
         await sandbox.write(f"/work/{name}", data)
     argv = language.run or ("python3", "-I", language.file)
@@ -221,4 +222,4 @@ def facts(verdicts: Sequence[Verdict], ran: Sequence[Ran], problem: Problem, *, 
 
 
 def no_code(problem: Problem, error: str) -> Facts:
-    return facts([Verdict.NO_CODE] * len(problem.bodies), [], problem, error=error)
+    return facts([Verdict.NO_CODE] * len(problem.cases), [], problem, error=error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import math
 import struct
 from collections.abc import Sequence
@@ -25,6 +25,10 @@ NEAR = 1.25
 """A process is killed at this many times its limit; what ended by itself between the two is a near miss."""
 SLEEP = 2.0
 """How many times its CPU limit a case may take by the clock, as far as it sleeps."""
+
+
+Case = bytes | dict[str, Any]
+"""What a program reads on stdin; or `calls`, for one process: `function`, `arguments`, perhaps `keywords`, `module`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,7 @@ class Ran:
 
     verdict: Verdict | None
     body: bytes = b""
-    """What it printed; the claim of a call."""
+    """What it printed; of calls, a line of claim for each that came to its end."""
     ended: str = ""
     """How it ended, where that was not well: `exit 1`, `signal 11`."""
     near_miss: bool = False
@@ -70,16 +74,16 @@ class Ran:
     stderr: str = ""
 
 
-async def run(sandbox: Sandbox, job: Job, bodies: Sequence[bytes]) -> list[Ran]:
+async def run(sandbox: Sandbox, job: Job, cases: Sequence[Case]) -> list[Ran]:
     """Run every case, in one visit where inputs and outputs are of ordinary size. Raises JudgeFailed."""
+    frames = [_frame(case) if isinstance(case, dict) else _frame({}, case) for case in cases]
     found: list[Ran] = []
     job_left = job
-    while len(found) < len(bodies):
-        batch = _batch(bodies[len(found) :])
+    while len(found) < len(frames):
+        batch = _batch(frames[len(found) :])
         result = await sandbox.exec(
             ["python3", "-I", "-B", "-c", RUNNER],
-            stdin=_frame(asdict(job_left) | {"kill_cpu_s": job.kill_cpu_s, "wall_s": job.wall_s})
-            + b"".join(_frame({}, body) for body in batch),
+            stdin=_frame(asdict(job_left) | {"kill_cpu_s": job.kill_cpu_s, "wall_s": job.wall_s}) + b"".join(batch),
             timeout_s=START_S + (job.wall_s + 1.0) * len(batch),
             max_output=VISIT_BYTES,
         )
@@ -93,22 +97,22 @@ async def run(sandbox: Sandbox, job: Job, bodies: Sequence[bytes]) -> list[Ran]:
             break
         job_left = replace(job, timeouts=job.timeouts - late)
     stop = found[-1].verdict if found and found[-1].verdict is Verdict.TAMPERED else Verdict.NOT_RUN
-    return found + [Ran(verdict=stop)] * (len(bodies) - len(found))
+    return found + [Ran(verdict=stop)] * (len(frames) - len(found))
 
 
-def _batch(bodies: Sequence[bytes]) -> list[bytes]:
+def _batch(frames: Sequence[bytes]) -> list[bytes]:
     """As many of the next cases as fit into one visit, at least one."""
-    batch, size = [bodies[0]], len(bodies[0])
-    for body in bodies[1:]:
-        size += len(body)
+    batch, size = [frames[0]], len(frames[0])
+    for frame in frames[1:]:
+        size += len(frame)
         if size > BATCH_BYTES:
             break
-        batch.append(body)
+        batch.append(frame)
     return batch
 
 
 def _frame(head: dict[str, Any], body: bytes = b"") -> bytes:
-    text = json.dumps(head).encode()
+    text = ascii(head).encode()
     return FRAME.pack(len(text), len(body)) + text + body
 
 
@@ -122,7 +126,7 @@ def _read(result: ExecResult, job: Job) -> tuple[list[Ran], bool]:
         at = text + text_size + body_size
         if at > len(data):
             break
-        frames.append((json.loads(data[text : text + text_size]), data[text + text_size : at]))
+        frames.append((ast.literal_eval(data[text : text + text_size].decode()), data[text + text_size : at]))
     if not frames and not result.timed_out:
         said = result.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise JudgeFailed(f"the runner of cases did not start: exit code {result.exit_code}, {said[:200] or 'silent'}")
