@@ -125,7 +125,7 @@ async def checks(
 
 
 async def _made(grader: Sandbox, calls: Sequence[dict[str, Any]]) -> list[Ran]:
-    """Make the calls in one process; where it ends in one of them, the others in the next. Given up where that repeats."""
+    """Make the calls in one process; where it ends in one of them, the others in the next."""
     job = Job(run="call", path="/work", cpu_s=CPU_S)
     found: list[Ran] = []
     spent = 0

@@ -125,6 +125,13 @@ def test_cases_do_not_influence_one_another(go: Go, pool: DockerPool) -> None:
 
 
 @pytest.mark.docker
+@pytest.mark.parametrize("name", ["mem", "maps", "fd/1", "environ"])
+def test_the_runner_cannot_be_read_or_written_by_a_case(go: Go, pool: DockerPool, name: str) -> None:
+    code = f"import os\ntry:\n    open(f'/proc/{{os.getppid()}}/{name}')\nexcept PermissionError:\n    print(5)"
+    assert go(answer(World(pool), task(), python(code)))["verdicts"] == ["right"]
+
+
+@pytest.mark.docker
 def test_groups_earn_where_all_their_cases_are_right(go: Go, pool: DockerPool) -> None:
     groups = [{"cases": [0], "points": 30}, {"cases": [0, 1], "points": 50}, {"cases": [2], "points": 20}]
     facts = go(answer(World(pool), task(inputs=["1"] * 3, outputs=["1", "2", "1"], groups=groups), python("print(1)")))

@@ -74,7 +74,7 @@ def test_every_test_has_its_verdict(go: Go, pool: DockerPool, text: str, checks:
         "import builtins\nbuiltins.sorted = lambda a, **k: list(reversed(list(a)))",
         "import builtins\nbuiltins.len = lambda a: 3",
         "import builtins\nbuiltins.LookupError = ValueError",
-        'import json\njson.dumps = lambda *a, **k: \'{"value": {"int": "0xb"}}\'',
+        "import _json\n_json.encode_basestring_ascii = lambda text: '0'",
         "import sys\nsys._getframe(0).f_globals  # and the runner's\n"
         "frame = sys._getframe()\nwhile frame:\n"
         "    if 'encoded' in frame.f_globals: frame.f_globals['encoded'] = lambda value: {'int': '0xb'}\n"
