@@ -186,6 +186,22 @@ def preflight(config: RunConfig) -> None:
         Chat.load(config.policy.model)
     docker.preflight(config.rollout.image)
     docker.reap()
+    asyncio.run(_worlds_ready(config))
+
+
+async def _worlds_ready(config: RunConfig) -> None:
+    """Let each world that has needs of its own check the image, in a container of it."""
+    from envs.sandboxes.docker import DockerPool
+
+    pool = DockerPool(run="preflight", size=1, image=config.rollout.image, memory_mb=config.rollout.memory_mb)
+    try:
+        for name, settings in config.worlds.items():
+            world = envs.load(name).World(pool, **settings.args)
+            if hasattr(world, "ready"):
+                await world.ready()
+            await world.close()
+    finally:
+        await pool.close()
 
 
 def leaked(run: str) -> int:

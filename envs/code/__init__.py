@@ -57,9 +57,12 @@ class World:
 
     async def ready(self) -> None:
         """Check that the sandboxes have what the languages need. Raises SandboxUnavailable: one sentence."""
+        needed = {name: language for name, language in self.languages.items() if language.run}
+        if not needed:
+            return
         sandbox = await self.sandboxes.acquire()
         try:
-            for name, language in self.languages.items():
+            for name, language in needed.items():
                 if (await sandbox.exec(f"command -v {language.needs}")).exit_code != 0:
                     raise SandboxUnavailable(
                         f"world code is to take answers in {name}, but the image of the sandboxes has no "

@@ -54,7 +54,7 @@ class Equal(int):
     ("expected", "right", "wrong"),
     [
         (1, [1], [True, 1.0, "1", [1], None, 2, Equal(5)]),
-        (True, [True], [1, "true", False]),
+        (True, [True], [1, 1.0, "true", False]),
         (None, [None], [0, False, "", []]),
         ("a", ["a"], ["A", ["a"], "a "]),
         (0.3, [0.1 + 0.2], [0.31, "0.3", float("nan"), float("inf"), True]),
