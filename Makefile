@@ -9,11 +9,11 @@ export PYTHON
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/torchinductor
 python := .venv/bin/python
 
-.PHONY: help setup environment engine image train test check clean
+.PHONY: help setup environment engine image image-cpp train test check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 train: setup ## set up, then train; CONFIG=configs/x.yaml ARGS="key=value" change what
 	.venv/bin/rl train $(CONFIG) $(ARGS)
@@ -40,6 +40,9 @@ engine: # first of all: where Docker cannot be had, say so before anything long
 
 image: engine
 	@scripts/sandbox-image.sh
+
+image-cpp: engine ## an image of the sandboxes with g++: rollout.image=touchstone-sandbox:bookworm-cpp
+	@scripts/sandbox-image.sh cpp
 
 clean: ## remove the virtual environment and caches; runs/ and the sandbox image stay
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -196,9 +196,12 @@ def tool_call(action: str) -> ToolCall | None:
     return ToolCall(*calls[0]) if len(calls) == 1 else None
 
 
+_NOT_WORLDS = ("exploits", "rows", "sandboxes", "verifiers")
+
+
 def available() -> list[str]:
     """Names of the worlds in this package."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("rows", "sandboxes"))
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_WORLDS)
 
 
 def load(name: str) -> ModuleType:

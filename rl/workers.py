@@ -186,6 +186,23 @@ def preflight(config: RunConfig) -> None:
     config.rollout.backend = sandboxes.choose(config.rollout.backend, config.rollout.image)
     if weaker := sandboxes.load(config.rollout.backend).WEAKER:
         print(f"sandboxes: {weaker}", file=sys.stderr)
+    asyncio.run(_worlds_ready(config))
+
+
+async def _worlds_ready(config: RunConfig) -> None:
+    """Let each world that has needs of its own check the image, in a sandbox of it."""
+    settings = config.rollout
+    pool = sandboxes.load(settings.backend).Pool(
+        run="preflight", size=1, image=settings.image, memory_mb=settings.memory_mb
+    )
+    try:
+        for name, given in config.worlds.items():
+            world = envs.load(name).World(pool, **given.args)
+            if hasattr(world, "ready"):
+                await world.ready()
+            await world.close()
+    finally:
+        await pool.close()
 
 
 def leaked(config: RunConfig, run: str) -> int:

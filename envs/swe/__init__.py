@@ -1,44 +1,21 @@
 """Software engineering: a small package with a bug and an issue; tools `bash`, `edit`, `submit`; graded elsewhere.
 
-The attempt works in one sandbox. Grading takes the package's source files out of it, puts them into a second, clean
-sandbox and calls the functions there; the values come back as JSON and are compared here. Neither sandbox ever holds
-an expected value.
+The attempt works in one sandbox. Grading (grade.py) takes the package's source files out of it, puts them into a
+second, clean sandbox and calls the functions there; the values come back as claims and are compared here. Neither
+sandbox ever holds an expected value.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import secrets
-from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
-from typing import Any
+from collections.abc import Sequence
 
 from envs import Env, Facts, Message, Split, Step, Task, tool_call
 from envs.sandboxes import Sandbox, SandboxPool, Snapshot
-from envs.swe import problems
+from envs.swe import grade, problems
 
 COMMAND_TIMEOUT_S = 10.0
-GRADING_TIMEOUT_S = 10.0
 OBSERVATION_CHARS = 2000
-MAX_FILES = 50
-MAX_FILE_BYTES = 64 * 1024
-_NEVER_TAKEN = {"conftest.py", "sitecustomize.py", "usercustomize.py"}
-
-DRIVER = """\
-import importlib, json, sys
-token, calls = json.load(sys.stdin)
-sys.path.append("/work")
-def called(module, function, arguments):
-    try:
-        value = getattr(importlib.import_module(module), function)(*arguments)
-        json.dumps(value)
-    except Exception as error:
-        return ["raised", type(error).__name__]
-    return ["value", value]
-values = [called(*call) for call in calls]
-print(token + json.dumps(values))
-"""
 
 
 class World:
@@ -118,7 +95,7 @@ class SweEnv:
             return "bad edit: expected FILE, <<<<, old lines, ====, new lines, >>>>"
         path, old, new = edit
         try:
-            text = (await sandbox.read(f"/work/{path}", limit=MAX_FILE_BYTES)).decode(errors="replace")
+            text = (await sandbox.read(f"/work/{path}", limit=grade.MAX_FILE_BYTES)).decode(errors="replace")
             if text.count(old) != 1:
                 return f"no edit: the old lines occur {text.count(old)} times in {path}, expected once"
             await sandbox.write(f"/work/{path}", text.replace(old, new).encode())
@@ -130,77 +107,30 @@ class SweEnv:
     async def measure(self) -> Facts:
         if not self.submitted or self.sandbox is None:
             return {"solved": False, "submitted": self.submitted, "edits": self.edits}
-        files = await self._changed(self.sandbox)
+        files, left_out = await grade.taken(self.sandbox, list(self.task.given["files"]))
         await self.close()
         grader = await self.sandboxes.acquire()
         try:
-            for path, text in {**self.task.given["files"], **files}.items():
-                await grader.write(f"/work/{path}", text.encode())
-            passed = await _run_tests(grader, self.task.hidden["tests"])
+            found, refused = await grade.checks(grader, files, self.task.hidden["tests"])
         finally:
             await grader.close()
         kinds = {t["id"]: t["kind"] for t in self.task.hidden["tests"]}
+        passed = {test: check is grade.Check.PASSED for test, check in found.items()}
         return {
-            "solved": all(passed.values()),
+            "solved": bool(passed) and all(passed.values()),
             "submitted": True,
             "edits": self.edits,
+            "checks": {test: str(check) for test, check in found.items()},
+            "tampered": grade.Check.TAMPERED in found.values(),
             "fail_to_pass": [ok for test, ok in passed.items() if kinds[test] == "fail_to_pass"],
             "pass_to_pass": [ok for test, ok in passed.items() if kinds[test] == "pass_to_pass"],
+            "left_out": (left_out + refused)[: grade.TOLD],
         }
-
-    async def _changed(self, sandbox: Sandbox) -> dict[str, str]:
-        """Python source files of the attempt, by path relative to /work: plain files only, no test machinery."""
-        listing = await sandbox.exec(
-            ["find", ".", "-name", "*.py", "-type", "f", "-size", "-64k"], timeout_s=COMMAND_TIMEOUT_S
-        )
-        files: dict[str, str] = {}
-        for line in listing.stdout.decode(errors="replace").split("\n")[:MAX_FILES]:
-            path = PurePosixPath(line)
-            if (
-                not line
-                or ".." in path.parts
-                or path.is_absolute()
-                or path.name in _NEVER_TAKEN
-                or "tests" in path.parts
-            ):
-                continue
-            try:
-                files[str(path)] = (await sandbox.read(f"/work/{path}", limit=MAX_FILE_BYTES)).decode(errors="replace")
-            except OSError:
-                continue  # the attempt's own doing (a raced or unreadable file): graded without it
-        return files
 
     async def close(self) -> None:
         sandbox, self.sandbox = self.sandbox, None
         if sandbox is not None:
             await sandbox.close()
-
-
-async def _run_tests(grader: Sandbox, tests: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
-    """Call the functions in the clean sandbox; a test passes where the value equals the expected, types included."""
-    token = secrets.token_hex(16)
-    calls = [[t["module"], t["function"], t["arguments"]] for t in tests]
-    result = await grader.exec(
-        ["python3", "-I", "-B", "-c", DRIVER], stdin=json.dumps([token, calls]).encode(), timeout_s=GRADING_TIMEOUT_S
-    )
-    last = result.stdout.decode(errors="replace").rstrip("\n").rpartition("\n")[2]
-    if result.timed_out or not last.startswith(token):
-        return {t["id"]: False for t in tests}
-    try:
-        values = json.loads(last.removeprefix(token))
-    except ValueError:
-        values = []
-    if not isinstance(values, list) or len(values) != len(tests):
-        return {t["id"]: False for t in tests}
-    return {
-        t["id"]: value == ["value", t["expected"]] and _same_types(value[1], t["expected"])
-        for t, value in zip(tests, values, strict=True)
-    }
-
-
-def _same_types(got: Any, expected: Any) -> bool:
-    """JSON equality that keeps True apart from 1."""
-    return json.dumps(got) == json.dumps(expected)
 
 
 def parse_edit(body: str) -> tuple[str, str, str] | None:
