@@ -4,13 +4,15 @@ import asyncio
 import itertools
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 import envs
-from envs import Message, Outcome, World
-from envs.sandboxes.docker import DockerPool
+from envs import Message, Outcome, World, sandboxes
 
+BACKENDS = ("docker", "bubblewrap")
+IMAGE = "touchstone-sandbox:bookworm"
 WORLDS = ("math", "code", "swe")
 
 
@@ -40,9 +42,14 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
-@pytest.fixture(scope="module")
-def pool(loop: asyncio.AbstractEventLoop) -> Iterator[DockerPool]:
-    pool = DockerPool(run="test-worlds", size=4)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=getattr(pytest.mark, name)) for name in BACKENDS])
+def pool(request: pytest.FixtureRequest, loop: asyncio.AbstractEventLoop) -> Iterator[Any]:
+    backend = sandboxes.load(request.param)
+    try:
+        backend.preflight(IMAGE)
+    except sandboxes.SandboxUnavailable as problem:
+        pytest.skip(str(problem))
+    pool = backend.Pool(run="test-worlds", size=4, image=IMAGE, memory_mb=512)
     yield pool
     loop.run_until_complete(pool.close())
 
@@ -63,10 +70,9 @@ async def replay(world: World, index: int, *, err: bool) -> tuple[bool, list[Mes
         await env.close()
 
 
-@pytest.mark.docker
 @pytest.mark.parametrize("name", WORLDS)
 def test_experts_solve_when_right_fail_when_wrong_and_foresee_the_world(
-    name: str, loop: asyncio.AbstractEventLoop, pool: DockerPool
+    name: str, loop: asyncio.AbstractEventLoop, pool: Any
 ) -> None:
     world = envs.load(name).World(pool)
     for index, err in itertools.product(range(25), (False, True)):
@@ -87,9 +93,8 @@ async def act(world: World, index: int, *actions: str) -> dict[str, object]:
         await env.close()
 
 
-@pytest.mark.docker
 def test_code_that_crashes_hangs_or_is_absent_is_the_policys_failure(
-    loop: asyncio.AbstractEventLoop, pool: DockerPool
+    loop: asyncio.AbstractEventLoop, pool: Any
 ) -> None:
     world = envs.load("code").World(pool, cases=1)
     verdicts = {
@@ -102,8 +107,7 @@ def test_code_that_crashes_hangs_or_is_absent_is_the_policys_failure(
     assert slow["verdicts"] == ["timed_out"]
 
 
-@pytest.mark.docker
-def test_swe_grading_is_not_fooled(loop: asyncio.AbstractEventLoop, pool: DockerPool) -> None:
+def test_swe_grading_is_not_fooled(loop: asyncio.AbstractEventLoop, pool: Any) -> None:
     """Exits, always-equal objects and planted modules earn nothing: what comes back is compared elsewhere."""
     world = envs.load("swe").World(pool)
     task = world.task("train", 0)
