@@ -180,7 +180,7 @@ class SandboxPool(Protocol):
 
 def available() -> list[str]:
     """Names of the backends in this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "shared")
 
 
 def load(name: str) -> ModuleType:

@@ -27,9 +27,9 @@ from typing import IO, Any, TypeVar
 from envs.sandboxes import SandboxLost, SandboxUnavailable, Snapshot
 from envs.sandboxes.bubblewrap import launch
 from envs.sandboxes.bubblewrap.launch import WEAKER, Limits, count, preflight, reap
-from envs.sandboxes.docker.lease import GRACE_S, Lease
-from envs.sandboxes.docker.service import WORK_MB, PoolService
-from envs.sandboxes.docker.wire import Wire
+from envs.sandboxes.shared.lease import GRACE_S, Lease
+from envs.sandboxes.shared.service import WORK_MB, PoolService
+from envs.sandboxes.shared.wire import Wire
 
 __all__ = ["WEAKER", "BubblewrapPool", "Lease", "Limits", "Pool", "count", "preflight", "reap"]
 

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from typing import Any
 
 from envs.sandboxes.bubblewrap.seccomp import clone_number, program
-from envs.sandboxes.docker.supervisor import Streams, live, main
+from envs.sandboxes.shared.supervisor import Streams, live, main
 
 NEWNS, NEWIPC, NEWUSER, NEWPID = 0x00020000, 0x08000000, 0x10000000, 0x20000000
 NOSUID, NODEV, NOEXEC, PRIVATE_BELOW, DETACH = 2, 4, 8, 0x44000, 2

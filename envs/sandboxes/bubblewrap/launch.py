@@ -19,7 +19,7 @@ from typing import IO
 
 from envs.sandboxes import SandboxUnavailable
 from envs.sandboxes.bubblewrap.seccomp import ARCHITECTURES
-from envs.sandboxes.docker.program import BOOT, program
+from envs.sandboxes.shared.program import BOOT, program
 
 HERE = Path(__file__).parent
 PROGRAM = program(HERE / "keeper.py", {f"{__package__}.seccomp": HERE / "seccomp.py"})

@@ -32,9 +32,9 @@ from envs.sandboxes import SandboxLost, SandboxUnavailable, Snapshot
 from envs.sandboxes.docker import engine
 from envs.sandboxes.docker.admission import MIN_FREE_MB, EngineSick, Gate
 from envs.sandboxes.docker.engine import Limits, count, preflight, reap
-from envs.sandboxes.docker.lease import GRACE_S, Lease
-from envs.sandboxes.docker.service import WORK_MB, PoolService
-from envs.sandboxes.docker.wire import Wire
+from envs.sandboxes.shared.lease import GRACE_S, Lease
+from envs.sandboxes.shared.service import WORK_MB, PoolService
+from envs.sandboxes.shared.wire import Wire
 
 __all__ = ["DockerPool", "Lease", "Limits", "count", "preflight", "reap"]
 

@@ -14,8 +14,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from envs.sandboxes.docker.supervisor import TICK_S, WORK, Streams, live, main
-from envs.sandboxes.docker.tree import wipe
+from envs.sandboxes.shared.supervisor import TICK_S, WORK, Streams, live, main
+from envs.sandboxes.shared.tree import wipe
 
 WIPED = (WORK, "/tmp", "/dev/shm", "/dev/mqueue")
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")

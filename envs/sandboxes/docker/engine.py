@@ -21,7 +21,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from envs.sandboxes import SandboxUnavailable
 from envs.sandboxes.docker.admission import EngineSick, short_of_disk
-from envs.sandboxes.docker.program import BOOT, program
+from envs.sandboxes.shared.program import BOOT, program
 
 T = TypeVar("T")
 API_TIMEOUT_S = 60

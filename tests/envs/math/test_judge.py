@@ -17,7 +17,7 @@ from envs.math.judge import CPU_S, MEMORY_MB, Judge, UnreadableGold, program
 from envs.math.text import extract
 from envs.sandboxes import SandboxUnavailable, bubblewrap
 from envs.sandboxes.docker import DockerPool, engine
-from envs.sandboxes.docker.service import PoolService
+from envs.sandboxes.shared.service import PoolService
 
 T = TypeVar("T")
 PAIRS = [

@@ -25,7 +25,7 @@ Go = Callable[[Awaitable[Any]], Any]
 
 class Docker:
     name = "docker"
-    patience = "envs.sandboxes.docker.lease"
+    patience = "envs.sandboxes.shared.lease"
     folders = ("/dev/mqueue", "/dev/shm", "/tmp", "/work")
     """All that a lease may leave something in."""
     files: ClassVar[dict[str, int]] = {}
@@ -51,7 +51,7 @@ class Docker:
 
 class Bubblewrap:
     name = "bubblewrap"
-    patience = "envs.sandboxes.docker.lease"
+    patience = "envs.sandboxes.shared.lease"
     folders = ("/dev/shm", "/tmp", "/work")
     files: ClassVar[dict[str, int]] = {
         "/etc/shadow": errno.ENOENT,  # there is none

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from backends import Backend, Go, python
 
-from envs.sandboxes.docker.wire import FRAME_HEADER
+from envs.sandboxes.shared.wire import FRAME_HEADER
 
 
 def test_no_privileges(go: Go, sandbox: Any) -> None:

@@ -13,7 +13,7 @@ from backends import IMAGE, Backend, Go, eventually
 
 from envs.sandboxes import SandboxUnavailable
 from envs.sandboxes.docker import DockerPool, Lease, Limits, count, engine, preflight, reap
-from envs.sandboxes.docker.wire import DOCKER_HEADER, FRAME_HEADER, Frames
+from envs.sandboxes.shared.wire import DOCKER_HEADER, FRAME_HEADER, Frames
 
 RUN = f"test-{uuid.uuid4().hex[:8]}"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from envs.sandboxes import ExecResult, SandboxLost, Snapshot
-from envs.sandboxes.docker.wire import MAX_BODY, Wire
+from envs.sandboxes.shared.wire import MAX_BODY, Wire
 
 GRACE_S = 15.0
 """How much later than asked a supervisor may answer before its sandbox counts as lost."""

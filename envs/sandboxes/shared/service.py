@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from envs.sandboxes import Answer, SandboxLost, SandboxUnavailable
-from envs.sandboxes.docker.wire import Wire
+from envs.sandboxes.shared.wire import Wire
 
 SERVANT = Path(__file__).with_name("servant.py").read_bytes()
 START_S = 120.0

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
-from envs.sandboxes.docker.tree import pack, read_file, unpack, write_all, write_file
+from envs.sandboxes.shared.tree import pack, read_file, unpack, write_all, write_file
 
 HEADER = struct.Struct("!16sII")
 CHUNK = 65536
