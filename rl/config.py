@@ -150,6 +150,7 @@ class RunConfig:
     warmstart: WarmStart = field(default_factory=WarmStart)
     worlds: dict[str, WorldConfig] = field(default_factory=dict)
     rewards: dict[str, dict[str, Any]] = field(default_factory=_default_rewards)
+    """Where a file has any, they stand in place of the default."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -173,7 +174,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise ConfigError(f"{path} holds a list; expected keys and values")
         given = cast(DictConfig, OmegaConf.merge(read, OmegaConf.from_dotlist(list(overrides))))
         _known(given, OmegaConf.structured(RunConfig), "")
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), given)
+        defaults = RunConfig(rewards={} if "rewards" in read else _default_rewards())
+        merged = OmegaConf.merge(OmegaConf.structured(defaults), given)
         config = cast(RunConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_sentence(error)}") from None
@@ -256,6 +258,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _check(config: RunConfig) -> None:
+    if not config.rewards:
+        raise ConfigError(f"no rewards are configured; available: {', '.join(rewards.available())}")
     if not config.worlds:
         raise ConfigError(f"no worlds are configured; available: {', '.join(envs.available())}")
     try:

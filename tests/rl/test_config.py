@@ -32,6 +32,7 @@ BAD = {
         ["worlds.math.wieght=1"],
         "unknown key worlds.math.wieght; did you mean worlds.math.weight?",
     ),
+    "no rewards": (GOOD + "rewards: {}\n", [], "no rewards are configured; available: outcome, tool_format"),
     "nothing near": (
         GOOD,
         ["eval.zzz=3"],
@@ -207,3 +208,11 @@ def test_the_file_that_a_run_saves_is_loaded_again(place: Path) -> None:
         save(config, place / "saved.yaml")
         assert load(place / "saved.yaml") == config
         assert f"checkpoint_every: {config.train.checkpoint_every}" in (place / "saved.yaml").read_text()
+
+
+def test_the_rewards_of_a_file_stand_in_place_of_the_default_and_overrides_beside_them() -> None:
+    both = {"outcome": {"weight": 1.0}, "tool_format": {"weight": 0.5}}
+    assert loaded(GOOD + "rewards: {tool_format: {weight: 0.5}}\n").rewards == {"tool_format": {"weight": 0.5}}
+    assert loaded(GOOD, "rewards.tool_format.weight=0.5").rewards == both
+    config = loaded(GOOD + "rewards: {tool_format: {weight: 0.5}}\n", "rewards.outcome.weight=1.0")
+    assert config.rewards == both
