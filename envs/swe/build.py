@@ -15,6 +15,9 @@ import hashlib
 import itertools
 import json
 import random
+import shutil
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +28,8 @@ from envs.swe.sources import Refused, Tree, is_source, is_test
 from envs.swe.suite import Ran, Suite
 
 Record = dict[str, Any]
-Tell = Callable[[str, int, int], None]
-"""Called with what is worked on, tasks found and tasks wanted."""
+Tell = Callable[[str, str, int], None]
+"""Called with the package, what is being done, and how many of its faults are kept; all of them when it is done."""
 
 MOST_RELEASE_FAILURES = 200
 MOST_COVERING = 120
@@ -47,15 +50,28 @@ async def build(
     trees: Sequence[Tree], out: Path, pool: SandboxPool, *, seed: int, most: int, jobs: int, tell: Tell
 ) -> dict[str, Any]:
     """Make the tasks of all packages and write them. Several versions of one package: faults are put into the newest,
-    and each two neighbours may give a release-fix.
+    and each two neighbours may give a release-fix. A build that was stopped goes on with the next package.
     """
     packages: dict[str, list[Tree]] = {}
     for tree in sorted(trees, key=lambda tree: (tree.package, version_key(tree.version))):
         packages.setdefault(tree.package, []).append(tree)
     told: dict[str, Any] = {}
     records: list[Record] = []
+    parts = out / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
     for name, versions in packages.items():
-        told[name] = await _package(versions, pool, records, seed=seed, most=most, jobs=jobs, tell=tell)
+        part, asked = parts / f"{name}.json", [seed, most, *(tree.sha256 for tree in versions)]
+        done = json.loads(part.read_text()) if part.exists() else {}
+        if done.get("asked") != asked:
+            own: list[Record] = []
+            began = time.monotonic()
+            found = await _package(versions, pool, own, seed=seed, most=most, jobs=jobs, tell=tell)
+            found["wall_s"] = round(time.monotonic() - began, 1)
+            done = {"asked": asked, "records": own, "told": found}
+            part.write_text(json.dumps(done))
+        tell(name, "done", most)
+        records += done["records"]
+        told[name] = done["told"]
     used = {record[role] for record in records for role in ("tree", "tests_tree")}
     (out / "trees").mkdir(parents=True, exist_ok=True)
     for tree in trees:
@@ -64,6 +80,7 @@ async def build(
     lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
     (out / "tasks.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
     (out / "build.json").write_text(json.dumps({"seed": seed, "packages": told}, indent=1, sort_keys=True) + "\n")
+    shutil.rmtree(parts)
     return told
 
 
@@ -79,7 +96,7 @@ async def _package(
     told: dict[str, Any] = {"version": newest.version, "mutate-fix": 0, "release-fix": 0, "refused": {}}
     suites: dict[str, Suite] = {}
     for tree in versions[1:] or versions:
-        tell(f"{tree.name}: its tests", 0, most)
+        tell(tree.package, f"the tests of {tree.version}", 0)
         try:
             if found := await suite.copies(pool, tree):
                 raise Refused(f"the image holds a copy of it: {found[0]}")
@@ -96,7 +113,7 @@ async def _package(
         told |= {"mutate-fix": len(found_records), "tried": tried}
     for old, new in itertools.pairwise(versions):
         if new.version in suites:
-            tell(f"{old.name} to {new.version}", 0, 1)
+            tell(old.package, f"{old.version} to {new.version}", told["mutate-fix"])
             try:
                 records.append(await release_fix(pool, old, new, suites[new.version], seed=seed))
                 told["release-fix"] += 1
@@ -120,19 +137,21 @@ async def _mutations(
         tried[ending] = tried.get(ending, 0) + 1
         if isinstance(result, dict):
             kept.append(result)
-        tell(f"{tree.name}: faults", len(kept), most)
+        tell(tree.package, "faults", len(kept))
         if len(kept) == most:
             break
     return kept
 
 
 async def _in_order(calls: Sequence[Callable[[], Awaitable[Any]]], jobs: int) -> AsyncIterator[Any]:
-    """Results of the calls in their order, with up to `jobs` under way: the order is the same on any machine."""
+    """Results of the calls in their order, which is the same on any machine; some are begun ahead, so that none of
+    the `jobs` sandboxes waits for the slowest.
+    """
     waiting = list(reversed(calls))
     running: list[asyncio.Future[Any]] = []
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
+            while waiting and len(running) < 2 * jobs:
                 running.append(asyncio.ensure_future(waiting.pop()()))
             yield await running.pop(0)
     finally:
@@ -142,7 +161,7 @@ async def _in_order(calls: Sequence[Callable[[], Awaitable[Any]]], jobs: int) ->
 
 
 def candidates(tree: Tree, own: Suite, seed: int) -> list[tuple[str, mutate.Fault]]:
-    """Faults in functions that tests run: first one of each function, then a second; within one, operators in turn."""
+    """Faults in functions that tests run: one of each function, then a second of each …; the rarest operator first."""
     rng = random.Random(f"{seed}/{tree.name}")
     ran = {place for test in own.tests.values() for place in test.ran}
     by_function: dict[tuple[str, str], dict[str, list[mutate.Fault]]] = {}
@@ -154,15 +173,22 @@ def candidates(tree: Tree, own: Suite, seed: int) -> list[tuple[str, mutate.Faul
         for fault in mutate.faults(source):
             if (path, fault.line) in ran:
                 by_function.setdefault((path, fault.function), {}).setdefault(fault.operator, []).append(fault)
-    queues: list[list[tuple[str, mutate.Fault]]] = []
-    for (path, _), operators in sorted(by_function.items()):
-        turns = [rng.sample(found, len(found)) for found in operators.values()]
-        rng.shuffle(turns)
-        queues.append(
-            [(path, faults[at]) for at in range(max(map(len, turns))) for faults in turns if at < len(faults)]
-        )
+    queues = [
+        (path, {operator: rng.sample(found, len(found)) for operator, found in sorted(operators.items())})
+        for (path, _), operators in sorted(by_function.items())
+    ]
     rng.shuffle(queues)
-    return [queue[at] for at in range(max(map(len, queues), default=0)) for queue in queues if at < len(queue)]
+    used: Counter[str] = Counter()
+    order: list[tuple[str, mutate.Fault]] = []
+    while queues:
+        for path, left in queues:
+            operator = min(left, key=lambda name: (used[name], rng.random()))
+            used[operator] += 1
+            order.append((path, left[operator].pop()))
+            if not left[operator]:
+                del left[operator]
+        queues = [queue for queue in queues if queue[1]]
+    return order
 
 
 async def mutate_fix(

@@ -60,11 +60,16 @@ def _unique(lines: Sequence[str], first: int, last: int) -> tuple[int, int]:
     """The range widened, a line at a time on each side, until its text occurs once and neither side can be empty."""
     whole = "\n".join(lines)
     first, last = max(0, first - 1), min(len(lines), last + 1)
-    while whole.count("\n".join(lines[first:last])) != 1 or not "".join(lines[first:last]):
+    while not _names(whole, "\n".join(lines[first:last]), at=sum(len(line) + 1 for line in lines[:first])):
         if first == 0 and last == len(lines):
             raise ValueError("the text holds nothing that could be named")
         first, last = max(0, first - 1), min(len(lines), last + 1)
     return first, last
+
+
+def _names(whole: str, text: str, *, at: int) -> bool:
+    """Whether replacing this text replaces it at that place: it may overlap with itself elsewhere."""
+    return text.strip("\n") != "" and whole.count(text) == 1 and whole.find(text) == at
 
 
 def applied(files: Mapping[str, str], steps: Sequence[Edit]) -> dict[str, str]:

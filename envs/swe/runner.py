@@ -46,7 +46,10 @@ def main() -> None:
         hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None)
         hypothesis.settings.load_profile("same")
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={WORK}", f"--confcutdir={WORK}"]
-    done = pytest.main([*options, "--import-mode=append", *asked["paths"]], plugins=[watcher(pytest, asked, send)])
+    done = pytest.main(
+        [*options, "--import-mode=append", "--continue-on-collection-errors", *asked["paths"]],
+        plugins=[watcher(pytest, asked, send)],
+    )
     send(done=int(done))
 
 
