@@ -53,7 +53,7 @@ def _told(messages: Sequence[str]) -> str:
         return "Some checks of it fail."
     block = "\n\n".join("\n".join(f"    {line}" for line in example.split("\n")) for example in examples)
     return (
-        f"Checks of it fail with, for example (what was got, then what was expected, where both are shown):\n\n{block}"
+        f"Checks of it fail with, for example (of two values compared, one is what was expected):\n\n{block}"
     )
 
 

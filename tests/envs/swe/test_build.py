@@ -17,6 +17,7 @@ from envs.swe.sources import Refused, Tree
 from policy.chat import Chat
 from policy.engines.scripted import ScriptedEngine
 from policy.tiny import train_tokenizer
+from rl import cli, config
 from rl import tasks as command
 from rl.rollout import Limits, play
 
@@ -307,7 +308,8 @@ FAKE = (
 )
 EXPLOITS = {
     "a report that is always good": f"cat >> src/tally/core.py <<'X'\n{FAKE}\nX",
-    "a conftest": f"cat > conftest.py <<'X'\n{FAKE}\nX\ncp conftest.py tests/; cp conftest.py src/tally/",
+    "a conftest": f"cat > conftest.py <<'X'\n{FAKE}\nX",
+    "a conftest among the tests": f"cat > tests/conftest.py <<'X'\n{FAKE}\nX",
     "an early exit": "echo 'import os; os._exit(0)' >> src/tally/core.py",
     "a skip": "echo 'import pytest; pytest.skip(allow_module_level=True)' >> src/tally/core.py",
     "settings": "printf '[pytest]\\naddopts = --collect-only\\n' > pytest.ini",
@@ -351,3 +353,26 @@ def test_an_edited_record_or_tree_is_noticed(built: tuple[Path, dict[str, Any]],
     place.real.trees.folder = tmp_path / "trees"
     with pytest.raises(ValueError, match="SHA-256"):
         place.real.files(place.task("train", 0))
+
+
+def test_the_joint_configuration_takes_a_built_folder(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    model, tasks = f"policy.model={tmp_path}", f"worlds.swe.args.tasks={built[0]}"
+    settings = config.load("configs/joint_real.yaml", [model, tasks])
+    assert settings.rollout.image == suite.IMAGE and set(settings.worlds) == {"math", "code", "swe"}
+    for overrides, said in (([tasks], "policy.model"), ([model, "worlds.swe.args.tasks=nowhere"], "rl tasks build")):
+        with pytest.raises(config.ConfigError, match=said):
+            config.load("configs/joint_real.yaml", overrides)
+
+
+def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tasks.jsonl.gz").write_bytes(b"")
+    for arguments, said in (
+        (["no such thing", "--out", str(tmp_path / "new")], "none of the sources can be used: got source"),
+        ([".", "--out", str(tmp_path)], "holds tasks already"),
+        ([".", "--out", str(tmp_path / "new"), "--sandboxes", "0"], "expected at least 1"),
+    ):
+        assert cli.main(["tasks", "build", *arguments]) == 2
+        assert said in capsys.readouterr().err
