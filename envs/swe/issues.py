@@ -52,9 +52,7 @@ def _told(messages: Sequence[str]) -> str:
     if not examples:
         return "Some checks of it fail."
     block = "\n\n".join("\n".join(f"    {line}" for line in example.split("\n")) for example in examples)
-    return (
-        f"Checks of it fail with, for example (of two values compared, one is what was expected):\n\n{block}"
-    )
+    return f"Checks of it fail with, for example (of two values compared, one is what was expected):\n\n{block}"
 
 
 def _news(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> str:
