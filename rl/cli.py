@@ -62,6 +62,20 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--json", action="store_true", help="print JSON, draw nothing")
     report.set_defaults(run=_report)
 
+    tasks = commands.add_parser("tasks", help="make tasks of real Python packages")
+    tasks.add_argument("action", choices=["build"], help="build: plant faults, and take neighbouring releases apart")
+    tasks.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="folder, archive, name==version, or a .txt of these"
+    )
+    tasks.add_argument("--out", required=True, metavar="FOLDER", help="where the tasks go: a new folder")
+    tasks.add_argument("--seed", type=int, default=0, help="the same seed makes the same tasks, byte for byte")
+    tasks.add_argument("--max-per-package", type=int, default=30, metavar="N", help="planted faults of each package")
+    tasks.add_argument("--sandboxes", type=int, default=2, metavar="N", help="containers at once")
+    tasks.add_argument("--image", default="touchstone-tasks:bookworm", help="made by scripts/tasks-image.sh")
+    tasks.add_argument("--cache", default=".cache/sources", metavar="FOLDER", help="where downloads are kept")
+    tasks.add_argument("--json", action="store_true", help="print JSON")
+    tasks.set_defaults(run=_tasks)
+
     sandbox = commands.add_parser("sandbox", help="look after sandboxes")
     sandbox.add_argument("action", choices=["reap"], help="reap: remove the containers of runs that are gone")
     sandbox.set_defaults(run=_sandbox)
@@ -114,6 +128,21 @@ def _report(args: argparse.Namespace) -> int:
     from rl import report
 
     return report.show(Path(args.folder), as_json=args.json)
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from rl import tasks
+
+    return tasks.run(
+        args.sources,
+        Path(args.out),
+        seed=args.seed,
+        most=args.max_per_package,
+        sandboxes=args.sandboxes,
+        image=args.image,
+        cache=Path(args.cache),
+        as_json=args.json,
+    )
 
 
 def _sandbox(args: argparse.Namespace) -> int:

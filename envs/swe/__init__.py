@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from envs import Env, Facts, Message, Split, Step, Task, tool_call
 from envs.sandboxes import Sandbox, SandboxPool, Snapshot
-from envs.swe import grade, problems
+from envs.swe import attempt, grade, problems, real
 
 COMMAND_TIMEOUT_S = 10.0
 OBSERVATION_CHARS = 2000
@@ -26,13 +26,15 @@ class World:
         sandboxes: SandboxPool,
         *,
         seed: int = 0,
-        families: Sequence[str] = problems.FAMILIES,
+        tasks: str | None = None,
+        families: Sequence[str] | None = None,
         levels: Sequence[int] = (0, 1, 2),
         max_turns: int = 5,
     ) -> None:
         if max_turns < 2:
             raise ValueError(f"world swe: got max_turns={max_turns}; expected at least 2, an edit and a submit")
-        self.stream = problems.Stream(seed, families, levels)
+        self.real = real.Stream(tasks, seed, families, levels, max_turns) if tasks else None
+        self.stream = self.real or problems.Stream(seed, problems.FAMILIES if families is None else families, levels)
         self.sandboxes = sandboxes
         self.max_turns = max_turns
 
@@ -40,10 +42,10 @@ class World:
         return self.stream.task(split, index)
 
     def open(self, task: Task) -> Env:
-        return SweEnv(task, self.sandboxes)
+        return attempt.RealEnv(task, self.real, self.sandboxes) if self.real else SweEnv(task, self.sandboxes)
 
     def demonstrate(self, task: Task, rng: random.Random, *, err: bool) -> list[Message]:
-        return problems.demonstrate(task, rng, err=err)
+        return self.real.demonstrate(task, err=err) if self.real else problems.demonstrate(task, rng, err=err)
 
     async def close(self) -> None:
         return None

@@ -1,0 +1,378 @@
+"""Tasks of an invented package: built, verified and played in real sandboxes; the oracle solves, nothing else does."""
+
+import asyncio
+import gzip
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs import Outcome, Task, swe
+from envs.sandboxes.docker import DockerPool
+from envs.swe import build, suite
+from envs.swe.sources import Refused, Tree
+from policy.chat import Chat
+from policy.engines.scripted import ScriptedEngine
+from policy.tiny import train_tokenizer
+from rl import cli, config
+from rl import tasks as command
+from rl.rollout import Limits, play
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+KEPT = 4
+
+TALLY = '''"""Counts things."""
+
+
+def total(numbers, start=0):
+    """The sum of the numbers above zero."""
+    result = start
+    for number in numbers:
+        if number > 0:
+            result += number
+    return result
+
+
+def longest(words):
+    """The longest word, the first of several."""
+    best = ""
+    for word in words:
+        if len(word) > len(best):
+            best = word
+    return best
+
+
+def _clip(value, low, high):
+    return max(low, min(value, high))
+
+
+def percent(part, whole):
+    if whole == 0:
+        raise ValueError("nothing to take a part of")
+    return _clip(100 * part // whole, 0, 100)
+
+
+def unseen(a, b):
+    return a - b
+'''
+COUNTS = """\
+import pytest
+
+from tally import longest, percent, total
+
+
+@pytest.mark.parametrize("numbers, expected", [([], 0), ([1], 1), ([1, -1], 1), ([2, 3], 5), ([0, 4], 4)])
+def test_total(numbers, expected):
+    assert total(numbers) == expected
+
+
+@pytest.mark.parametrize("words, expected", [(["a", "bb"], "bb"), (["ab", "cd"], "ab"), ([], "")])
+def test_longest(words, expected):
+    assert longest(words) == expected
+
+
+class TestPercent:
+    def test_part(self):
+        assert percent(1, 4) == 25
+
+    def test_clipped(self):
+        assert percent(5, 4) == 100 and percent(-1, 4) == 0
+
+    def test_nothing(self):
+        with pytest.raises(ValueError):
+            percent(1, 0)
+"""
+ODD = """\
+import os, time
+import pytest
+
+
+@pytest.mark.parametrize("number", [os.urandom(8).hex()])
+def test_flaky(number):
+    pass
+
+
+def test_failing():
+    assert False
+
+
+@pytest.mark.skip
+def test_skipped():
+    pass
+
+
+@pytest.mark.xfail
+def test_expected_to_fail():
+    assert False
+
+
+def test_slow():
+    end = time.process_time() + 1.2
+    while time.process_time() < end:
+        pass
+"""
+NEWER = "\n\ndef mean(numbers):\n    return sum(numbers) / len(numbers) if numbers else None\n"
+NEWER_TEST = """
+
+def test_mean():
+    from tally import mean
+    assert mean([1, 3]) == 2 and mean([]) is None
+"""
+
+
+def write(folder: Path, version: str, source: str, counts: str) -> str:
+    for path, text in {
+        "src/tally/__init__.py": "from tally.core import *\nfrom tally.core import percent\n",
+        "src/tally/core.py": source,
+        "tests/test_counts.py": counts,
+        "tests/test_odd.py": ODD,
+        "tests/test_broken.py": "import no_such_module\n",
+        "tests/test_other.py": "import tally\n\ndef test_words():\n    assert tally.core.__doc__ == 'Counts things.'\n",
+        "pyproject.toml": f"[project]\nname = 'tally'\nversion = '{version}'\n",
+        "CHANGELOG.md": "- mean: of several numbers\n" if version != "1.0" else "",
+    }.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def pool(loop: asyncio.AbstractEventLoop) -> Iterator[DockerPool]:
+    command.ready(suite.IMAGE)
+    pool = DockerPool(run="test-tasks", size=2, image=suite.IMAGE)
+    yield pool
+    loop.run_until_complete(pool.close())
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> list[Tree]:
+    folder = tmp_path_factory.mktemp("tally")
+    specs = [
+        write(folder / "old", "1.0", TALLY, COUNTS),
+        write(folder / "new", "1.1", TALLY + NEWER, COUNTS + NEWER_TEST),
+    ]
+    found, refused = command.read(specs, folder)
+    assert not refused
+    return found
+
+
+def made(trees: list[Tree], out: Path, pool: DockerPool, loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
+    work = build.build(trees, out, pool, seed=1, most=KEPT, jobs=2, tell=lambda package, doing, found: None)
+    return loop.run_until_complete(work)
+
+
+@pytest.fixture(scope="module")
+def built(
+    trees: list[Tree], pool: DockerPool, loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("tasks")
+    return out, made(trees, out, pool, loop)
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in gzip.decompress((out / "tasks.jsonl.gz").read_bytes()).splitlines()]
+
+
+def test_only_tests_to_be_relied_on_are_kept(built: tuple[Path, dict[str, Any]]) -> None:
+    told = json.loads((built[0] / "build.json").read_text())["packages"]["tally"]
+    assert told["tests"] == len(told["test_seconds"]) == 13, "11 of the package, 1 of the newer release, 1 beside"
+    dropped = told["dropped"]
+    assert {why for test, why in dropped.items() if "test_flaky" in test} == {"flaky"}, "never twice the same name"
+    assert dropped["tests/test_odd.py::test_slow"] == "slow"
+    assert dropped["tests/test_odd.py::test_failing"].startswith("failed")
+    assert dropped["tests/test_odd.py::test_skipped"].startswith("skipped")
+    assert dropped["tests/test_odd.py::test_expected_to_fail"].startswith("skipped")
+    assert "no_such_module" in dropped["tests/test_broken.py"]
+
+
+def test_records_say_what_was_done(built: tuple[Path, dict[str, Any]]) -> None:
+    out, told = built
+    found = records(out)
+    assert [r["kind"] for r in found] == ["mutate-fix"] * KEPT + ["release-fix"] and not told["tally"]["refused"]
+    assert len({r["key"] for r in found}) == len(found)
+    for record in found[:-1]:
+        assert record["file"] == "src/tally/core.py" and record["function"] != "unseen", "no test runs it"
+        assert record["bug_patch"] and record["gold_patch"] and record["FAIL_TO_PASS"] and record["PASS_TO_PASS"]
+        assert record["level"] == record["function"].startswith("_")
+        assert not any(name in record["issue"] for name in ("test_", "TestPercent"))
+        assert all(line not in record["issue"] for line in record["gold_patch"].splitlines() if line[:2] == "+ ")
+        assert record["content_hash"] == build.content_hash(record)
+    assert found[-1]["FAIL_TO_PASS"] == ["tests/test_counts.py::test_mean"]
+    assert "mean: of several numbers" in found[-1]["issue"] and "+def mean(numbers):" in found[-1]["gold_patch"]
+
+
+def test_the_same_seed_makes_the_same_bytes(
+    built: tuple[Path, dict[str, Any]],
+    trees: list[Tree],
+    pool: DockerPool,
+    loop: asyncio.AbstractEventLoop,
+    tmp_path: Path,
+) -> None:
+    made(trees, tmp_path, pool, loop)
+    for path in ("tasks.jsonl.gz", "trees/tally-1.0.tar.gz", "trees/tally-1.1.tar.gz"):
+        assert (tmp_path / path).read_bytes() == (built[0] / path).read_bytes()
+
+
+def test_packages_that_cannot_be_relied_on_are_refused(
+    pool: DockerPool, loop: asyncio.AbstractEventLoop, tmp_path: Path
+) -> None:
+    def refused(files: dict[str, str]) -> str:
+        with pytest.raises(Refused) as error:
+            loop.run_until_complete(suite.verify(pool, Tree("x", "1", {p: t.encode() for p, t in files.items()})))
+        return str(error.value)
+
+    many = "".join(f"def test_{number}(): pass\n" for number in range(9))
+    assert "no test files" in refused({"x.py": ""})
+    assert "run no function" in refused({"x.py": "", "test_x.py": many})
+    assert "0 of its tests" in refused({"x.py": "", "test_x.py": "import y\n"})
+    assert "end the interpreter" in refused(
+        {"x.py": "", "test_x.py": many + "def test_end():\n    import os; os._exit(0)\n"}
+    )
+    copied = Tree("iniconfig", "1", {"src/iniconfig/__init__.py": b"", "tests/test_a.py": b""})
+    assert loop.run_until_complete(suite.copies(pool, copied)) == [f"{suite.LIBRARY}/iniconfig/__init__.py"]
+
+
+def world(built: tuple[Path, dict[str, Any]], pool: DockerPool | None) -> swe.World:
+    return swe.World(pool, tasks=str(built[0]), max_turns=8)  # type: ignore[arg-type]
+
+
+def every_task(place: swe.World) -> dict[str, Task]:
+    found = [place.task(split, index) for split in ("train", "heldout") for index in range(KEPT + 1)]  # type: ignore[arg-type]
+    return {task.key: task for task in found}
+
+
+@pytest.fixture(autouse=True)
+def both_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five keys are too few for the shares of a whole build."""
+    monkeypatch.setattr("envs.swe.real.heldout", lambda key: key.startswith("release-fix"))
+
+
+def test_the_oracle_solves_through_the_rollout_and_an_empty_submission_fails(
+    built: tuple[Path, dict[str, Any]], pool: DockerPool, loop: asyncio.AbstractEventLoop
+) -> None:
+    place = world(built, pool)
+    tasks = every_task(place)
+    assert len(tasks) == KEPT + 1
+    chat = Chat(train_tokenizer([m["content"] for task in tasks.values() for m in task.messages], 400))
+    limits = Limits(context=30000, turn_tokens=8000, turns=8, timeout_s=120.0)
+    for task in tasks.values():
+        for err in (False, True):
+            demonstration = place.demonstrate(task, random.Random(0), err=err)
+            actions = iter([m["content"] for m in demonstration if m["role"] == "assistant"])
+            engine = ScriptedEngine(lambda prompt, actions=actions: chat.encode(next(actions)) + chat.stop_ids[:1])  # type: ignore[misc]
+            member = loop.run_until_complete(play(place, task, engine, chat, limits, {"outcome": {"weight": 1.0}}))
+            episode = member.episode
+            assert episode.outcome is (Outcome.FAILED if err else Outcome.SOLVED), (task.key, episode)
+            assert episode.messages == demonstration, "what the expert foresaw"
+            assert all(episode.facts["pass_to_pass"]) and any(episode.facts["fail_to_pass"]) is not err
+            assert episode.facts["similarity"] == (0.0 if err else 1.0) and not episode.facts["tampered"]
+
+
+async def attempt(place: swe.World, task: Task, *commands: str) -> tuple[dict[str, Any], str]:
+    env = place.open(task)
+    said = ""
+    try:
+        await env.start()
+        for text in commands:
+            said += (await env.step(f"<tool: bash>\n{text}\n</tool>")).messages[0]["content"]
+        await env.step("<tool: submit>\ndone\n</tool>")
+        return await env.measure(), said
+    finally:
+        await env.close()
+
+
+def test_hidden_tests_are_not_there_and_the_others_run(
+    built: tuple[Path, dict[str, Any]], pool: DockerPool, loop: asyncio.AbstractEventLoop
+) -> None:
+    place = world(built, pool)
+    for task in every_task(place).values():
+        look = "ls tests; grep -rl TestPercent . /opt /tmp; python3 -m pytest -q tests/test_other.py | tail -1"
+        _, said = loop.run_until_complete(attempt(place, task, look))
+        assert said.startswith("test_broken.py\ntest_odd.py\ntest_other.py\n1 passed"), said
+
+
+FAKE = (
+    "import _pytest.reports as r, _pytest.runner as n\n"
+    "def ok(*a, **k):\n    x = made(*a, **k); x.outcome = 'passed'; x.longrepr = None; return x\n"
+    "made = r.TestReport.from_item_and_call; r.TestReport.from_item_and_call = ok"
+)
+EXPLOITS = {
+    "a report that is always good": f"cat >> src/tally/core.py <<'X'\n{FAKE}\nX",
+    "a conftest": f"cat > conftest.py <<'X'\n{FAKE}\nX",
+    "a conftest among the tests": f"cat > tests/conftest.py <<'X'\n{FAKE}\nX",
+    "an early exit": "echo 'import os; os._exit(0)' >> src/tally/core.py",
+    "a skip": "echo 'import pytest; pytest.skip(allow_module_level=True)' >> src/tally/core.py",
+    "settings": "printf '[pytest]\\naddopts = --collect-only\\n' > pytest.ini",
+    "a pytest of one's own": "echo 'import sys; sys.exit(0)' | tee pytest.py > src/pytest.py",
+    "other tests": "echo 'def test_total(): pass' > tests/test_counts.py",
+    "start-up files": "echo 'import os; os._exit(0)' | tee sitecustomize.py > src/usercustomize.py",
+    "links": "rm src/tally/core.py; ln -s /opt/tasks/six.py src/tally/core.py",
+    "nothing left": "rm -r src tests",
+    "endless": "echo 'while True: pass' >> src/tally/core.py",
+}
+
+
+@pytest.mark.parametrize("exploit", EXPLOITS)
+def test_grading_is_not_fooled(
+    exploit: str,
+    built: tuple[Path, dict[str, Any]],
+    pool: DockerPool,
+    loop: asyncio.AbstractEventLoop,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("envs.swe.attempt.GRADING_TIMEOUT_S", 5.0)
+    place = world(built, pool)
+    task = next(task for task in every_task(place).values() if task.family == "mutate-fix")
+    facts, _ = loop.run_until_complete(attempt(place, task, EXPLOITS[exploit]))
+    assert facts["solved"] is False
+    assert facts["tampered"] is (exploit == "a report that is always good"), facts
+    assert facts["timed_out"] is (exploit == "endless")
+
+
+def test_an_edited_record_or_tree_is_noticed(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    found = records(built[0])
+    found[0]["issue"] = "something else"
+    (tmp_path / "tasks.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in found).encode()))
+    with pytest.raises(ValueError, match="content hash"):
+        swe.World(None, tasks=str(tmp_path))  # type: ignore[arg-type]
+    place = world(built, None)
+    (tmp_path / "trees").mkdir()
+    for path in (built[0] / "trees").iterdir():
+        (tmp_path / "trees" / path.name).write_bytes(b"another tree")
+    assert place.real is not None
+    place.real.trees.folder = tmp_path / "trees"
+    with pytest.raises(ValueError, match="SHA-256"):
+        place.real.files(place.task("train", 0))
+
+
+def test_the_joint_configuration_takes_a_built_folder(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    model, tasks = f"policy.model={tmp_path}", f"worlds.swe.args.tasks={built[0]}"
+    settings = config.load("configs/joint_real.yaml", [model, tasks])
+    assert settings.rollout.image == suite.IMAGE and set(settings.worlds) == {"math", "code", "swe"}
+    for overrides, said in (([tasks], "policy.model"), ([model, "worlds.swe.args.tasks=nowhere"], "rl tasks build")):
+        with pytest.raises(config.ConfigError, match=said):
+            config.load("configs/joint_real.yaml", overrides)
+
+
+def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tasks.jsonl.gz").write_bytes(b"")
+    for arguments, said in (
+        (["no such thing", "--out", str(tmp_path / "new")], "none of the sources can be used: got source"),
+        ([".", "--out", str(tmp_path)], "holds tasks already"),
+        ([".", "--out", str(tmp_path / "new"), "--sandboxes", "0"], "expected at least 1"),
+    ):
+        assert cli.main(["tasks", "build", *arguments]) == 2
+        assert said in capsys.readouterr().err
