@@ -47,7 +47,7 @@ EXPECTED = {
 }
 ALSO = {
     "any-answer": {"wrong-scores", "malformed-scores"},
-    "random": {"gold-fails"},
+    "random": {"gold-fails", "state-shared"},
     "random-tasks": {"splits-overlap"},
 }
 """What else such a world is rightly said to do."""

@@ -192,9 +192,19 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults() -> None:
     assert config.rewards == {"outcome": {"weight": 1.0}}
 
 
+NEEDS = {"joint_real.yaml": {"policy.model=model": "no Hugging Face model", "worlds.swe.args.tasks=null": "no tasks/"}}
+"""What a configuration leaves to its user, and what is said where that is missing."""
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_load_and_come_back_as_they_were_saved(path: Path, place: Path) -> None:
-    config = load(path, ["engine.args.block_size=16", "seed=3"])
+    (place / "model").mkdir()
+    (place / "model" / "config.json").write_text("{}")
+    needs = NEEDS.get(path.name, {})
+    for missing, said in needs.items():
+        with pytest.raises(ConfigError, match=said):
+            load(path, [given for given in needs if given != missing])
+    config = load(path, ["engine.args.block_size=16", "seed=3", *needs])
     save(config, place / "saved.yaml")
     assert plain(load(place / "saved.yaml")) == plain(config)
 
