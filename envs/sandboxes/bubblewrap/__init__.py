@@ -153,7 +153,7 @@ class BubblewrapPool:
         self._refuse_if_closed()
         self._next_uid += 1
         expires = time.monotonic() + self.lifetime_s
-        process, sock, stderr = launch.start(self.run, self._next_uid)
+        process, sock, stderr = launch.start(self.run, self._next_uid, launch.PROGRAM)
         wire = await Wire.open(f"bwrap-{self.run}-{process.pid}", sock, launch.PROGRAM, multiplexed=False)
         keeper = Keeper(process=process, wire=wire, stderr=stderr, expires=expires)
         self._made.append(keeper)

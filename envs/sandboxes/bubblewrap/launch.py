@@ -69,9 +69,9 @@ class Limits:
 
 
 def start(
-    run: str, uid: int, sent: bytes = PROGRAM, work_mb: int = 0
+    run: str, uid: int, sent: bytes, work_mb: int = 0
 ) -> tuple[subprocess.Popen[bytes], socket.socket, IO[bytes]]:
-    """A sandbox whose process 1 waits for `sent`: its process, a socket to its stdin and stdout, and its stderr.
+    """A sandbox whose process 1 waits for `sent`, a program: its process, a socket to its stdin and stdout, its stderr.
 
     `/work` has `work_mb`, or is the program's own to make.
 

@@ -168,9 +168,9 @@ def test_close_ends_everything_even_what_is_under_way(go: Go, backend: Backend) 
         busy = await pool.acquire()
         running = asyncio.create_task(busy.exec(["sleep", "20"]))
         starting = asyncio.create_task(pool.acquire())
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0)  # long enough to begin, too short for a sandbox to be there
         waiting = asyncio.create_task(pool.acquire())
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0)
         await asyncio.gather(pool.close(), pool.close())
         outcomes = await asyncio.wait_for(asyncio.gather(running, starting, waiting, return_exceptions=True), 10)
         assert [type(o) for o in outcomes] == [SandboxLost, SandboxUnavailable, SandboxUnavailable]
