@@ -13,7 +13,11 @@ from envs import MachineryError
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if not hasattr(args, "overrides") or not all("=" in word and not word.startswith("-") for word in rest):
+        parser.parse_args(argv)  # says what is wrong
+    elif rest:
+        args.overrides += rest  # key=value may also follow an option
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

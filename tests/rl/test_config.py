@@ -226,3 +226,17 @@ def test_the_rewards_of_a_file_stand_in_place_of_the_default_and_overrides_besid
     assert loaded(GOOD, "rewards.tool_format.weight=0.5").rewards == both
     config = loaded(GOOD + "rewards: {tool_format: {weight: 0.5}}\n", "rewards.outcome.weight=1.0")
     assert config.rewards == both
+
+
+def test_overrides_may_follow_options_and_other_words_may_not(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.yaml").write_text(GOOD)
+    assert cli.main(["eval", "x.yaml", "sead=1", "--worlds", "math", "seed=2"]) == 2
+    assert cli.main(["eval", "x.yaml", "--worlds", "math", "sead=1"]) == 2
+    assert capsys.readouterr().err == "rl eval: unknown key sead; did you mean seed?\n" * 2
+    for wrong in (
+        ["eval", "x.yaml", "--worlds", "math", "--sead=1"],
+        ["report", "x", "a=1"],
+        ["eval", "x.yaml", "--json", "a"],
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(wrong)
