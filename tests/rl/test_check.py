@@ -126,8 +126,8 @@ def test_what_the_user_got_wrong_is_one_sentence(
     arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", *arguments]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert why in said and said.startswith("rl check: "), said
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if line.startswith("rl check: ") and why in line], said
 
 
 def test_neither_ray_nor_an_engine_nor_torch_is_started() -> None:
