@@ -542,15 +542,15 @@ def test_nothing_is_left_after_a_kill_of_everything_and_a_next_start() -> None:
         assert owner.stdout is not None and owner.stdout.readline() == b"ready\n"
     client.create_volume(f"{name}-volume", labels=labels)
     client.create_volume(f"{name}-living", labels={**labels, "touchstone.owner": engine.owner()})
-    first = next(made for made in engine.names(name, client) if made.endswith("-0"))
+    warm = {made for made in engine.names(name, client) if made.endswith(("-0", "-1"))}
+    first = next(made for made in warm if made.endswith("-0"))
     client.pause(first)  # it will not see that its owner is gone
     for owner in owners:  # while each makes two more
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-    assert eventually(lambda: count(name) <= 3, 10)  # most ended by themselves
-    assert count(name) > 0
+    assert eventually(lambda: warm & set(engine.names(name, client)) == {first}, 30)  # others ended by themselves
     removed = reap()
-    assert count(name) == 0
+    assert eventually(lambda: removed.extend(reap()) or not count(name), 10)  # one may just have been in the making
     assert f"{name}-volume" in removed and f"{name}-living" not in removed
     left = [volume["Name"] for volume in client.volumes(filters={"label": f"touchstone.run={name}"})["Volumes"]]
     client.remove_volume(f"{name}-living")
