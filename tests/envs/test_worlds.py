@@ -130,3 +130,25 @@ def test_swe_grading_is_not_fooled(loop: asyncio.AbstractEventLoop, pool: Any) -
 
 def test_outcomes_are_the_policys_or_the_machinerys() -> None:
     assert [o for o in Outcome if o.valid] == list(Outcome)[:6]
+
+
+def test_delays_follow_from_the_seed_and_change_nothing_else(loop: asyncio.AbstractEventLoop, pool: Any) -> None:
+    def waits(seed: int) -> list[float]:
+        world = envs.load("delayed").World(pool, seed=seed, world="math", median_s=0.01, args={"levels": [0]})
+
+        async def attempt() -> float:
+            task = world.task("train", 0)
+            env = world.open(task)
+            try:
+                assert list(await env.start()) == list(task.messages)
+                await env.step(world.demonstrate(task, random.Random(0), err=False)[-1]["content"])
+                facts = await env.measure()
+                assert facts["solved"]
+                return facts["waited_s"]
+            finally:
+                await env.close()
+
+        return [loop.run_until_complete(asyncio.wait_for(attempt(), 60)) for _ in range(5)]
+
+    assert waits(0) == waits(0) != waits(1)
+    assert len(set(waits(0))) == 5
