@@ -19,19 +19,14 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from rl import episodes
+from rl.episodes import SETTLED, TABLE, Attempts, sync, transaction
 from rl.trajectory import Group, rebase
 
-SHARD_ROWS = 512
 LAYOUT = 2
 """Of the ledger's tables."""
 TABLES = (
@@ -44,10 +39,7 @@ TABLES = (
     "create table heldout ("
     "id integer primary key, version integer not null, world text not null, task_index integer not null, "
     "unique (version, world, task_index))",
-    "create table episode ("
-    "purpose text not null check (purpose in ('train', 'eval')), lease integer not null, member integer not null, "
-    "outcome text not null, tokens integer not null, shard integer, row blob, "
-    "primary key (purpose, lease, member), check ((shard is null) <> (row is null)))",
+    TABLE,
     "create table step (version integer primary key, tokens integer not null, metrics text not null)",
     "create table batch ("
     "lease integer primary key references lease, step integer not null references step, place integer not null, "
@@ -55,7 +47,6 @@ TABLES = (
     "create table evaluation (name text not null, version integer not null, row text not null, "
     "primary key (name, version))",
 )
-_SETTLED = "(purpose = 'eval' or lease in (select id from lease where step is not null))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +103,7 @@ class Run:
         cls.check_resumable(folder)
         run = cls(folder)
         run._open()
-        named = {shard for (shard,) in run.db.execute("select distinct shard from episode where shard is not null")}
-        for path in (p for p in run.episodes.iterdir() if p.name not in map(_shard, named)):
-            path.unlink()
+        run.attempts.clean()
         for path in run.checkpoints.glob(".*"):
             shutil.rmtree(path, ignore_errors=True)
         return run
@@ -129,7 +118,8 @@ class Run:
         self.db.execute("pragma journal_mode = wal")
         self.db.execute("pragma synchronous = normal")  # a dead process loses nothing; `secure` is for a power cut
         self.db.execute("pragma foreign_keys = on")
-        with self._transaction():
+        self.attempts = Attempts(self.db, self.episodes)
+        with transaction(self.db):
             (tables,) = self.db.execute("select count(*) from sqlite_master").fetchone()
             if not tables:
                 for table in TABLES:
@@ -138,12 +128,6 @@ class Run:
         (layout,) = self.db.execute("pragma user_version").fetchone()
         if layout != LAYOUT:
             raise ValueError(f"the ledger of {self.folder} has layout {layout}; expected {LAYOUT}: start a new run")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self.db:
-            self.db.execute("begin immediate")
-            yield
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
@@ -175,12 +159,12 @@ class Run:
 
     def settle(self, groups: Iterable[Group], state: str, step: int) -> None:
         """Record that groups were `flat` (no advantage) or `lost` on the way to a step, in one transaction."""
-        with self._transaction():
+        with transaction(self.db):
             self._settle(groups, state, step)
 
     def trained(self, groups: Sequence[Group], step: int, row: Mapping[str, Any]) -> None:
         """Record a step, its batch in order and its row of metrics, in one transaction."""
-        with self._transaction():
+        with transaction(self.db):
             self.db.execute("insert into step values (?, ?, ?)", (step, row["tokens"], json.dumps(row)))
             self._settle(groups, "trained", step)
             self.db.executemany(
@@ -201,23 +185,16 @@ class Run:
 
     def keep(self, group: Group, purpose: str) -> None:
         """Store every attempt of a finished group, and that it is played, in one transaction."""
-        rows = episodes.write(group, purpose)
-        tokens = [member.trajectory.spoken if member.valid else 0 for member in group.members]
         key = group.members[0].episode.task.key if group.members else None
         outcomes = json.dumps({str(k): v for k, v in group.outcomes().items()})
-        with self._transaction():
-            self.db.executemany(
-                "insert into episode (purpose, lease, member, outcome, tokens, row) values (?, ?, ?, ?, ?, ?)",
-                [
-                    (purpose, group.lease, number, str(member.episode.outcome), tokens[number], rows[number])
-                    for number, member in enumerate(group.members)
-                ],
-            )
+        tokens = sum(member.trajectory.spoken for member in group.valid)
+        with transaction(self.db):
+            self.attempts.add(group, purpose)
             if purpose == "train":
                 self.db.execute(
                     "update lease set state = 'played', version = ?, task_key = ?, outcomes = ?, tokens = ? "
                     "where id = ?",
-                    (group.version, key, outcomes, sum(tokens), group.lease),
+                    (group.version, key, outcomes, tokens, group.lease),
                 )
 
     def stored(self, lease: Lease, at: int | None = None) -> Group | None:
@@ -227,20 +204,13 @@ class Run:
         purpose = "eval" if lease.id < 0 else "train"
         if not lease.played:
             return None
-        group = episodes.read(self._rows(purpose, lease.id))
+        group = self.attempts.group(purpose, lease.id)
         if at is None or group.version == at:
             return group
-        with self._transaction():
+        with transaction(self.db):
             self.db.execute("update lease set state = 'open', version = ? where id = ?", (at, lease.id))
             self._forget_open()
         return None
-
-    def _rows(self, purpose: str, lease: int) -> list[bytes]:
-        found = self.db.execute(
-            "select row, shard, member from episode where purpose = ? and lease = ? order by member", (purpose, lease)
-        ).fetchall()
-        shards = {shard: _batches(self.episodes / _shard(shard)) for _, shard, _ in found if shard is not None}
-        return [row or episodes.pack(shards[shard][purpose, lease, member]) for row, shard, member in found]
 
     def _forget_open(self) -> None:
         """What is to be played again has no attempts yet."""
@@ -250,32 +220,7 @@ class Run:
 
     def flush(self) -> None:
         """Move the attempts of settled groups from the ledger to shards."""
-        while rows := self.db.execute(
-            f"select rowid, row from episode where row is not null and {_SETTLED} order by rowid limit ?",
-            (SHARD_ROWS,),
-        ).fetchall():
-            (shard,) = self.db.execute("select coalesce(max(shard) + 1, 0) from episode").fetchone()
-            table = pa.Table.from_batches([episodes.unpack(row) for _, row in rows])
-            draft = self.episodes / f".{_shard(shard)}"
-            pq.write_table(table, draft, compression="zstd")
-            _sync(draft)
-            draft.rename(self.episodes / _shard(shard))
-            with self._transaction():
-                self.db.executemany(
-                    "update episode set shard = ?, row = null where rowid = ?", [(shard, id) for id, _ in rows]
-                )
-
-    def _recall(self, where: str, *values: Any) -> list[Path]:
-        """Take shards that hold such attempts back into the ledger, whole. Returns their files, to be removed after."""
-        found = self.db.execute(f"select distinct shard from episode where shard is not null and {where}", values)
-        paths = []
-        for (shard,) in found.fetchall():
-            paths.append(self.episodes / _shard(shard))
-            self.db.executemany(
-                "update episode set shard = null, row = ? where (purpose, lease, member) = (?, ?, ?)",
-                [(episodes.pack(batch), *key) for key, batch in _batches(paths[-1]).items()],
-            )
-        return paths
+        self.attempts.flush()
 
     # -- back to a checkpoint -------------------------------------------------------------------------------------
 
@@ -287,13 +232,13 @@ class Run:
         newest = self.db.execute("select max(version) from step").fetchone()[0] or 0
         if version > newest:
             raise ValueError(f"got a checkpoint of step {version} in {self.folder}; its ledger ends at step {newest}")
-        with self._transaction():
+        with transaction(self.db):
             self.db.execute("delete from batch where step > ?", (version,))
             self.db.execute("delete from step where version > ?", (version,))
             self.db.execute("delete from evaluation where version > ?", (version,))
             self.db.execute("update lease set state = 'played', step = null where step > ?", (version,))
             late = "purpose = 'eval' and lease in (select -id from heldout where version > ?)"
-            gone = self._recall(f"({late} or not {_SETTLED})", version)
+            gone = self.attempts.recall(f"({late} or not {SETTLED})", version)
             self.db.execute(f"delete from episode where {late}", (version,))
             self.db.execute("delete from heldout where version > ?", (version,))
             self.db.execute(
@@ -320,16 +265,13 @@ class Run:
             )
             return
         for (id,) in self.db.execute("select id from lease where state = 'played'").fetchall():
-            group = episodes.read(self._rows("train", id))
+            group = self.attempts.group("train", id)
             changed = rebase(group, version)
             if group.version < 0 or version - group.version > bound:
                 self.db.execute("update lease set state = 'open' where id = ?", (id,))
             elif changed:
                 self.db.execute("update lease set version = ? where id = ?", (group.version, id))
-                self.db.executemany(
-                    "update episode set row = ? where purpose = 'train' and lease = ? and member = ?",
-                    [(row, id, number) for number, row in enumerate(episodes.write(group, "train"))],
-                )
+                self.attempts.replace(group, "train")
 
     def _export(self) -> None:
         """Write the .jsonl files anew, as the ledger has them."""
@@ -368,7 +310,7 @@ class Run:
 
     def secure(self) -> None:
         """Wait until the ledger is on the disk, so that after a power cut it is not behind a checkpoint."""
-        _sync(self.folder / "ledger.db-wal")
+        sync(self.folder / "ledger.db-wal")
 
     def checkpoint(self, version: int) -> Path:
         return self.checkpoints / f"{version:06d}"
@@ -388,22 +330,3 @@ class Run:
         self.flush()
         self.db.close()
         self._lock.close()
-
-
-def _shard(number: int) -> str:
-    return f"{number:05d}.parquet"
-
-
-def _batches(path: Path) -> dict[tuple[str, int, int], pa.RecordBatch]:
-    """The rows of a shard by purpose, lease and member."""
-    table = pq.read_table(path, schema=episodes.EPISODE_SCHEMA).combine_chunks()
-    rows = [table.slice(i, 1).combine_chunks().to_batches()[0] for i in range(table.num_rows)]
-    return {(row["purpose"][0].as_py(), row["lease"][0].as_py(), row["member"][0].as_py()): row for row in rows}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

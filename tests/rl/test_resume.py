@@ -1,6 +1,7 @@
 """A run that is killed at random points and resumed: nothing is lost, nothing stands twice, and in lockstep it ends in
 the same parameters, bit for bit, as the run that nobody killed."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import random
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -26,22 +28,24 @@ STEPS = 9
 PLACES = {
     "playing": ("rl/rollout.py", ("play", "_attempt", "_score"), 900),
     "storing": ("rl/store.py", ("keep",), 60),
-    "rows": ("rl/episodes.py", ("write", "_row", "pack"), 400),
+    "rows": ("rl/episodes.py", ("add", "write", "_row", "pack"), 400),
     "settling": ("rl/store.py", ("settle", "trained", "_settle"), 60),
     "batching": ("rl/buffer.py", ("arrive", "take"), 150),
     "gradient": ("rl/learner.py", ("step", "_backward", "_set_rate"), 130),
     "publishing": ("policy/weights.py", ("pack", "check"), 12),
     "metrics": ("rl/store.py", ("append",), 6),
     "checkpoint": ("rl/learner.py", ("save", "_flush"), 60),
-    "shards": ("rl/store.py", ("flush", "_sync"), 60),
-    "resuming": ("rl/store.py", ("reopen", "rewind", "_recall", "_choose", "_export"), 45),
+    "shards": ("rl/episodes.py", ("flush", "sync", "transaction"), 60),
+    "resuming": ("rl/store.py", ("reopen", "rewind", "_choose", "_export"), 40),
+    "recalling": ("rl/episodes.py", ("clean", "recall", "_batches"), 30),
     "restoring": ("rl/learner.py", ("restore",), 9),
-    "stored": ("rl/store.py", ("stored", "_rows"), 30),
+    "stored": ("rl/episodes.py", ("group", "read", "_member"), 60),
     "measuring": ("rl/evaluate.py", ("one", "measure", "summary"), 40),
     "measured": ("rl/store.py", ("heldout", "evaluated"), 12),
 }
 """By name: lines of which functions of which file, and how many of them to die within."""
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
+KEPT = "select lease from episode where purpose = 'train'"
 
 
 @pytest.fixture(scope="module")
@@ -74,21 +78,19 @@ def live(
     return process.exitcode == -9
 
 
-def deaths(seed: int, lines: int, blows: int) -> list[tuple[str, Kill | float]]:
-    """Random points to die at: `lines` of them in places that take turns, `blows` at any moment."""
+def deaths(seed: int) -> Iterator[tuple[str, Kill | float]]:
+    """Random points to die at: lines of the places in turn, and after every fourth any moment."""
     rng = random.Random(seed)
-    places = [name for _ in range(-(-lines // len(PLACES))) for name in rng.sample(list(PLACES), len(PLACES))][:lines]
-    found: list[tuple[str, Kill | float]] = []
-    for name in places:
-        file, functions, most = PLACES[name]
-        found.append((name, Kill(file, functions, rng.randint(1, most))))
-    found += [("any moment", rng.uniform(0.05, 1.0)) for _ in range(blows)]
-    rng.shuffle(found)
-    return found
+    while True:
+        for number, name in enumerate(rng.sample(list(PLACES), len(PLACES))):
+            file, functions, most = PLACES[name]
+            yield name, Kill(file, functions, rng.randint(1, most))
+            if number % 4 == 3:
+                yield "any moment", rng.uniform(0.05, 1.0)
 
 
 def rows(folder: Path, query: str) -> list[Any]:
-    with sqlite3.connect(folder / "ledger.db") as db:
+    with closing(sqlite3.connect(folder / "ledger.db")) as db:
         return db.execute(query).fetchall()
 
 
@@ -98,22 +100,25 @@ def told(folder: Path) -> list[list[Any]]:
 
 
 def killed_and_resumed(
-    warm: tuple[Path, ForkServerContext], name: str, overrides: list[str], points: list[tuple[str, Kill | float]]
-) -> tuple[list[Path], Counter[str]]:
-    """Runs that died at these points, each resumed until it ended: as many as were needed for all to die at."""
+    warm: tuple[Path, ForkServerContext], name: str, overrides: list[str], seed: int, count: int
+) -> list[Path]:
+    """Runs that died `count` times in all and were resumed each time, to their ends. One that ends before it has come
+    to the line where it should die is followed by a new one."""
     folders, died = [warm[0] / f"{name}-0"], Counter[str]()
-    for place, point in points:
+    for place, point in itertools.islice(deaths(seed), 4 * count):
         folder = folders[-1]
-        kept = set(rows(folder, "select lease from episode where purpose = 'train'")) if folder.exists() else set()
+        kept = set(rows(folder, KEPT)) if folder.exists() else set()
         before = len(told(folder))
         if live(warm, folder.name, overrides, point):
             died[place] += 1
             again = {(said[1],) for said in told(folder)[before:] if said[0] == "played"} & kept
-            assert "sync" not in str(overrides) or not again, f"{again} were finished, and were played again"
+            assert "train.sync=true" not in overrides or not again, f"{again} were finished, and were played again"
         else:
             folders.append(warm[0] / f"{name}-{len(folders)}")
-    live(warm, folders[-1].name, overrides)
-    return folders, died
+        if died.total() == count:
+            live(warm, folders[-1].name, overrides)
+            return folders
+    raise AssertionError(f"only {died} of {count}")
 
 
 def whole(folder: Path) -> None:
@@ -177,8 +182,7 @@ def same(folder: Path, straight: Path) -> None:
 def test_in_lockstep_twenty_kills_change_no_bit(warm: tuple[Path, ForkServerContext]) -> None:
     assert not live(warm, "straight", ["train.sync=true"])
     whole(warm[0] / "straight")
-    folders, died = killed_and_resumed(warm, "sync", ["train.sync=true"], deaths(0, 26, 6))
-    assert died.total() >= 20, died
+    folders = killed_and_resumed(warm, "sync", ["train.sync=true"], seed=0, count=20)
     for folder in folders:
         whole(folder)
         same(folder, warm[0] / "straight")
@@ -186,8 +190,7 @@ def test_in_lockstep_twenty_kills_change_no_bit(warm: tuple[Path, ForkServerCont
 
 def test_overlapped_kills_lose_nothing_and_train_on_nothing_twice(warm: tuple[Path, ForkServerContext]) -> None:
     overrides = ["train.max_staleness=2"]
-    folders, died = killed_and_resumed(warm, "async", overrides, deaths(1, 8, 2))
-    assert died.total() >= 5, died
+    folders = killed_and_resumed(warm, "async", overrides, seed=1, count=8)
     for folder in folders:
         whole(folder)
         assert all(json.loads(row)["staleness_max"] <= 2 for (row,) in rows(folder, "select metrics from step"))

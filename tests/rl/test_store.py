@@ -9,7 +9,8 @@ import pytest
 
 from envs import Episode, Outcome, Task
 from rewards import Score
-from rl.store import SHARD_ROWS, Lease, Run
+from rl.episodes import SHARD_ROWS
+from rl.store import Lease, Run
 from rl.trajectory import Group, Member, Trajectory
 
 
