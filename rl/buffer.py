@@ -30,7 +30,7 @@ class Buffer:
         del self.in_flight[group.lease]
         if useful:
             self.ready.append(group)
-            self.ready.sort(key=lambda g: g.lease)
+            self.ready.sort(key=lambda g: (g.version, g.lease))
         self._changed.set()
 
     @property
@@ -56,7 +56,7 @@ class Buffer:
         return "nothing"
 
     async def take(self, version: int) -> list[Group]:
-        """The next batch for the step from `version`: the oldest groups first, and any that would be too old later."""
+        """The next batch for the step from `version`: the oldest first, and any that would be too old later."""
         while self.too_old(version) or not self.full:
             self._changed.clear()
             await self._changed.wait()

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import envs
 from rl.config import RunConfig
-from rl.store import Run
+from rl.local import Local
+from rl.store import Lease, Run
 from rl.trajectory import Group
 from rl.workers import Cluster
 
@@ -39,7 +40,7 @@ def pass_at_k(attempts: int, solved: int, k: int) -> float:
 
 
 async def measure(
-    cluster: Cluster, settings: RunConfig, version: int, run: Run | None, page: Progress
+    cluster: Cluster | Local, settings: RunConfig, version: int, run: Run | None, page: Progress
 ) -> dict[str, Any]:
     """One row: by world the number of tasks, pass@1, pass@k, and attempts lost to the machinery (in no mean)."""
     wanted = [(world, index) for world in settings.worlds for index in indices(settings, world, settings.eval.tasks)]
@@ -48,16 +49,18 @@ async def measure(
 
     async def one(number: int, world: str, index: int) -> Group:
         nonlocal done
-        async with gate:
-            group = await cluster.play(world, "heldout", index, -1 - number, version, settings.eval.samples)
+        lease = run.heldout(world, index, version) if run else Lease(-1 - number, world, index)
+        group = run.stored(lease) if run else None
+        if group is None:
+            async with gate:
+                group = await cluster.play(world, "heldout", index, lease.id, version, settings.eval.samples)
+            if run is not None:
+                run.keep(group, "eval")
         done += 1
         page.progress(done, len(wanted))
         return group
 
     groups = await asyncio.gather(*(one(number, *task) for number, task in enumerate(wanted)))
-    if run is not None:
-        for group in groups:
-            run.keep(group, "eval")
     return {
         "step": version,
         "worlds": {world: summary([g for g in groups if g.world == world]) for world in settings.worlds},

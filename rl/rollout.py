@@ -7,6 +7,7 @@ whatever they raise, and a call that never ends, is their failure and no reward;
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -38,16 +39,22 @@ class Limits:
 
 
 async def play(
-    world: World, task: Task, engine: Sampler, chat: Chat, limits: Limits, judges: Mapping[str, Mapping[str, Any]]
+    world: World,
+    task: Task,
+    engine: Sampler,
+    chat: Chat,
+    limits: Limits,
+    judges: Mapping[str, Mapping[str, Any]],
+    seed: str | None = None,
 ) -> Member:
-    """One attempt at one task, scored where the policy earned its ending."""
+    """One attempt at one task, scored where the policy earned its ending. `seed`, where given, seeds its sampling."""
     trajectory = Trajectory()
     episode = Episode(task=task, messages=list(task.messages), outcome=Outcome.CANCELLED)
     env: Env | None = None
     try:
         async with _of_the_world():
             env = world.open(task)
-        episode.outcome, episode.facts = await _attempt(env, episode, trajectory, engine, chat, limits)
+        episode.outcome, episode.facts = await _attempt(env, episode, trajectory, engine, chat, limits, seed)
     except MachineryError as error:
         episode.outcome, episode.error = error.outcome, f"{type(error).__name__}: {error}"
     except EngineError as error:
@@ -70,7 +77,13 @@ def _score(episode: Episode, judges: Mapping[str, Mapping[str, Any]]) -> rewards
 
 
 async def _attempt(
-    env: Env, episode: Episode, trajectory: Trajectory, engine: Sampler, chat: Chat, limits: Limits
+    env: Env,
+    episode: Episode,
+    trajectory: Trajectory,
+    engine: Sampler,
+    chat: Chat,
+    limits: Limits,
+    seed: str | None,
 ) -> tuple[Outcome, Facts]:
     spent = _Clock(episode.seconds)
     unsolved: Facts = {"solved": False}
@@ -83,7 +96,11 @@ async def _attempt(
         if room <= 0:
             return Outcome.TOKENS_SPENT, unsolved
         sampling = Sampling(
-            max_tokens=room, stop_ids=tuple(chat.stop_ids), temperature=limits.temperature, top_p=limits.top_p
+            max_tokens=room,
+            stop_ids=tuple(chat.stop_ids),
+            temperature=limits.temperature,
+            top_p=limits.top_p,
+            seed=None if seed is None else _number(f"{seed}/{episode.turns}"),
         )
         with spent.on("generate"):
             said: Completion = await engine.generate(trajectory.ids, sampling)
@@ -141,6 +158,11 @@ async def _close(env: Env, episode: Episode) -> None:
         episode.error = episode.error or f"on close: {error}"
 
 
+def _number(seed: str) -> int:
+    """63 bits that depend on all of the text."""
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]) >> 1
+
+
 class _Clock:
     """Adds up seconds by what was waited for."""
 
@@ -168,14 +190,19 @@ async def play_group(
     limits: Limits,
     judges: Mapping[str, Mapping[str, Any]],
     replace_lost: int,
+    seed: str | None = None,
 ) -> list[Member]:
     """`size` attempts at one task, side by side; one the machinery lost is played again, up to `replace_lost` times."""
 
-    async def member() -> list[Member]:
-        tries = [await play(world, task, engine, chat, limits, judges)]
+    async def attempt(number: int, tried: int) -> Member:
+        own = None if seed is None else f"{seed}/{number}/{tried}"
+        return await play(world, task, engine, chat, limits, judges, own)
+
+    async def member(number: int) -> list[Member]:
+        tries = [await attempt(number, 0)]
         while not tries[-1].episode.outcome.valid and len(tries) <= replace_lost:
-            tries.append(await play(world, task, engine, chat, limits, judges))
+            tries.append(await attempt(number, len(tries)))
         return tries
 
-    played = await asyncio.gather(*(member() for _ in range(size)))
-    return [attempt for tries in played for attempt in tries]
+    played = await asyncio.gather(*(member(number) for number in range(size)))
+    return [one for tries in played for one in tries]

@@ -14,6 +14,7 @@ from rl import algorithms, config, evaluate, metrics, warmstart
 from rl.buffer import Buffer, tokens_of, useful
 from rl.config import RunConfig
 from rl.live import Page
+from rl.local import Local
 from rl.store import Lease, Run
 from rl.trajectory import Group
 from rl.workers import Cluster, leaked, preflight
@@ -34,7 +35,7 @@ class Stopped(Exception):
 class Training:
     """The state of a run in its driver."""
 
-    def __init__(self, settings: RunConfig, run: Run, cluster: Cluster, page: Page) -> None:
+    def __init__(self, settings: RunConfig, run: Run, cluster: Cluster | Local, page: Page) -> None:
         self.settings, self.run, self.cluster, self.page = settings, run, cluster, page
         self.algorithm = algorithms.load(settings.algorithm.name, **settings.algorithm.args)
         self.buffer = Buffer(settings.learner.batch_tokens, 0 if settings.train.sync else settings.train.max_staleness)
@@ -49,6 +50,8 @@ class Training:
     # -- the two loops --------------------------------------------------------------------------------------------
 
     async def overlapped(self) -> None:
+        while self.owed and self.owed[0].played:
+            await self.play()
         feeding = asyncio.create_task(self.feed())
         try:
             while not self.done:
@@ -90,18 +93,21 @@ class Training:
             await asyncio.gather(*playing, return_exceptions=True)
 
     async def play(self) -> None:
-        """Lease a task, have its group played, set the advantages, hand it on."""
+        """Lease a task, have its group played unless it was finished before an interruption, hand it on."""
         lease, version = self.lease(), self.version
-        self.buffer.admit(lease.id, version)
-        group = await self.cluster.play(
-            lease.world, "train", lease.index, lease.id, version, self.settings.rollout.group_size
-        )
+        group = stored = self.run.stored(lease, at=version if self.settings.train.sync else None)
+        self.buffer.admit(lease.id, stored.version if stored else version)
+        if group is None:
+            group = await self.cluster.play(
+                lease.world, "train", lease.index, lease.id, version, self.settings.rollout.group_size
+            )
         self.algorithm.advantages(group)
-        self.run.keep(group, "train")
+        if stored is None:
+            self.run.keep(group, "train")
         self.window.add(group)
         self.count_lost(group)
         if not useful(group):
-            self.run.settle([group], "flat" if group.valid else "lost", self.version)
+            self.run.settle([group], "flat" if group.valid else "lost", self.version + 1)
         self.buffer.arrive(group, useful=useful(group))
         self.page.waiting(self.buffer.waiting_for(self.version), self.window)
 
@@ -109,7 +115,8 @@ class Training:
         """An owed task, else the next one of the world that is furthest behind its weight."""
         if self.owed:
             lease = self.owed.pop(0)
-            self.run.renew(lease, self.version)
+            if not lease.played:
+                self.run.renew(lease, self.version)
             return lease
         granted = self.run.granted()
         weights = {name: world.weight for name, world in self.settings.worlds.items() if world.weight > 0}
@@ -128,21 +135,22 @@ class Training:
         began, trained_at = time.monotonic(), self.version
         learnt = await self.cluster.step(groups)
         version = int(learnt["version"])
-        self.run.settle(groups, "trained", version)
         learnt_at = time.monotonic()
         pause_s = await self.cluster.publish()
         self.version = version  # only now: what is admitted from here on is sampled by these weights
         self.tokens += sum(tokens_of(group) for group in groups)
         seconds = {"learn": learnt_at - began, "publish": time.monotonic() - learnt_at, "pause": pause_s}
         row = self.window.row(groups, trained_at, learnt, seconds, self.tokens)
-        self.run.append("metrics.jsonl", row)
+        self.run.trained(groups, version, row)
         self.page.step(row)
         if self.version % self.settings.train.checkpoint_every == 0:
             await self.checkpoint()
 
     async def checkpoint(self) -> None:
+        """Ledger, then checkpoint, then shards: a kill in between leaves nothing ahead of the ledger."""
         folder = self.run.checkpoint(self.version)
         if self.version and not folder.exists():
+            self.run.secure()
             await self.cluster.save(folder)
             self.run.flush()
 
@@ -179,11 +187,13 @@ class Training:
             raise
 
     async def measure(self, when: str) -> None:
+        if self.run.has_evaluated(when, self.version):
+            return
         self.page.phase(f"measuring held-out success {when}")
         row = await self.unless_stopped(
             evaluate.measure(self.cluster, self.settings, self.version, self.run, self.page)
         )
-        self.run.append("evals.jsonl", {"when": when, **row})
+        self.run.evaluated(when, row)
         self.page.measured(when, row)
 
 
@@ -206,7 +216,7 @@ def train(settings: RunConfig, *, resume: bool) -> int:
             if model is None:
                 folder, warm_s = warmstart.ensure(settings, page)
                 model = str(folder)
-            stopped = asyncio.run(_drive(settings, run, page, model))
+            stopped = asyncio.run(drive(settings, run, page, model, Cluster(settings, run.folder.name)))
         _summarise(run, settings, time.monotonic() - began, warm_s, page.first_step_s, stopped)
     finally:
         run.close()
@@ -231,9 +241,8 @@ def _summarise(
     )
 
 
-async def _drive(settings: RunConfig, run: Run, page: Page, model: str) -> bool:
+async def drive(settings: RunConfig, run: Run, page: Page, model: str, cluster: Cluster | Local) -> bool:
     """Start the processes, learn, close them. True where a person stopped it."""
-    cluster = Cluster(settings, run.folder.name)
     page.phase("starting engine, workers and learner")
     latest = run.latest()
     training = Training(settings, run, cluster, page)
@@ -245,8 +254,7 @@ async def _drive(settings: RunConfig, run: Run, page: Page, model: str) -> bool:
         if latest:
             training.version = int(latest.name)
             await cluster.publish()
-        training.owed = run.rewind(training.version)
-        run.truncate("metrics.jsonl", training.version)
+        training.owed = run.rewind(training.version, training.buffer.max_staleness)
         training.tokens = max((row["tokens"] for row in run.rows("metrics.jsonl")), default=0)
         await training.learn()
         return False

@@ -94,3 +94,18 @@ class Group:
         for member in self.members:
             counts[member.episode.outcome] = counts.get(member.episode.outcome, 0) + 1
         return counts
+
+
+def rebase(group: Group, version: int) -> bool:
+    """Go back to `version`: tokens of later ones belong to a branch that is given up, and are relabelled by how far
+    that branch had gone from here, as one sampled as many versions earlier. Returns whether any was.
+
+    The result may be negative: such a group is older than any version, and may not be used.
+    """
+    newest = max((member.trajectory.newest for member in group.members), default=-1)
+    if max(newest, group.version) <= version:
+        return False
+    group.version = min(group.version, 2 * version - max(newest, group.version))
+    for member in group.members:
+        member.trajectory.versions = [v if v <= version else 2 * version - v for v in member.trajectory.versions]
+    return True

@@ -116,8 +116,9 @@ class RolloutWorker:
             top_p=policy.top_p,
         )
         task = place.task(split, index)
+        seed = f"{self.config.seed}/{world}/{split}/{index}" if self.config.train.sync else None
         members = await rollout.play_group(
-            place, task, size, self.engine, self.chat, limits, self.config.rewards, settings.replace_lost
+            place, task, size, self.engine, self.chat, limits, self.config.rewards, settings.replace_lost, seed
         )
         return Group(lease=lease, world=world, version=version, members=members)
 

@@ -1,6 +1,7 @@
 """The run folder: leases that are neither lost nor given twice, rows that are read back as they were written."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,7 +9,8 @@ import pytest
 
 from envs import Episode, Outcome, Task
 from rewards import Score
-from rl.store import SHARD_ROWS, Lease, Run
+from rl.episodes import SHARD_ROWS
+from rl.store import Lease, Run
 from rl.trajectory import Group, Member, Trajectory
 
 
@@ -43,65 +45,152 @@ def test_leases_are_unique_and_in_order_by_world_also_after_reopening(tmp_path: 
     assert run.granted() == {"math": 4, "code": 2}
 
 
-def test_settling_records_what_became_of_a_group(tmp_path: Path) -> None:
+def played(run: Run, count: int, version: int = 4) -> list[Group]:
+    """Finished groups of so many new leases."""
+    groups = [group(run.grant("math", version)) for _ in range(count)]
+    for each in groups:
+        each.version = version
+        run.keep(each, "train")
+    return groups
+
+
+def row(step: int) -> dict[str, int]:
+    return {"step": step, "tokens": 10 * step}
+
+
+def test_keeping_records_that_a_lease_is_played_and_settling_what_became_of_it(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run")
     lease, other = run.grant("math", 0), run.grant("math", 0)
-    run.settle([group(lease, attempt(), attempt(Outcome.SANDBOX_LOST, score=None))], "trained", 7)
-    row = run.db.execute("select state, step, task_key, outcomes from lease where id = ?", (lease.id,)).fetchone()
-    assert row[:3] == ("trained", 7, "sum/1+2")
-    assert json.loads(row[3]) == {"solved": 1, "sandbox_lost": 1}
+    done = group(lease, attempt(), attempt(Outcome.SANDBOX_LOST, score=None))
+    run.keep(done, "train")
+    assert states(run) == {lease.id: ("played", None), other.id: ("open", None)}
+    run.settle([done], "flat", 7)
+    found = run.db.execute("select state, step, task_key, outcomes, tokens from lease where id = ?", (lease.id,))
+    state, step, key, outcomes, tokens = found.fetchone()
+    assert (state, step, key, tokens) == ("flat", 7, "sum/1+2", 2), "two sampled tokens may be trained on"
+    assert json.loads(outcomes) == {"solved": 1, "sandbox_lost": 1}
     assert states(run)[other.id] == ("open", None)
 
 
-def test_settling_is_all_or_nothing(tmp_path: Path) -> None:
+def test_keeping_and_training_are_all_or_nothing(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run")
     lease = run.grant("math", 0)
-    broken = group(lease)
-    broken.members[0].episode.task = None  # type: ignore[assignment]
-    with pytest.raises(AttributeError):
-        run.settle([group(lease), broken], "trained", 1)
-    assert states(run) == {lease.id: ("open", None)}
+    run.keep(group(lease), "train")
+    with pytest.raises(sqlite3.IntegrityError):
+        run.keep(group(lease, attempt(), attempt()), "train")
+    first, second = played(run, 2)
+    with pytest.raises(ValueError, match="got lease 2 to settle as trained; expected one that is not settled yet"):
+        run.trained([first, second, first], 1, row(1))
+    assert {state for state, _ in states(run).values()} == {"played"}
+    assert run.db.execute("select count(*) from step").fetchone() == (0,) and run.rows("metrics.jsonl") == []
+    run.trained([first, second], 1, row(1))
+    with pytest.raises(sqlite3.IntegrityError):
+        run.trained([group(lease)], 1, row(1))
+    assert states(run)[lease.id] == ("played", None), "there is only one step 1"
 
 
-def test_rewinding_opens_what_was_settled_after_the_checkpoint_and_loses_no_task(tmp_path: Path) -> None:
+def test_going_back_gives_finished_groups_again_and_the_others_to_be_played(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run")
-    leases = [run.grant("math", 0) for _ in range(8)]
-    run.settle([group(leases[0]), group(leases[3])], "trained", 1)
-    run.settle([group(leases[1])], "flat", 1)
-    run.settle([group(leases[2])], "lost", 2)  # the checkpoint holds version 2
-    run.settle([group(leases[5])], "trained", 3)
-    run.settle([group(leases[4])], "flat", 3)
+    groups = played(run, 6)
+    run.trained([groups[0], groups[3]], 5, row(5))
+    run.settle([groups[1]], "flat", 5)
+    run.trained([groups[5]], 6, row(6))  # the checkpoint holds version 5
+    run.settle([groups[4]], "flat", 6)
+    waiting = run.grant("math", 5)
+    lost = group(run.grant("math", 5), attempt(Outcome.SANDBOX_LOST, score=None))
+    run.keep(lost, "train")
+    run.settle([lost], "lost", 6)
     run.close()
+    assert len(list(run.episodes.iterdir())) == 1
 
     run = Run.reopen(tmp_path / "run")
-    owed = run.rewind(2)
-    assert owed == [leases[4], leases[5], leases[6], leases[7]], "settled at 3, or never; oldest first"
-    run.renew(owed[0], 2)
-    assert run.db.execute("select version from lease where id = ?", (owed[0].id,)).fetchone() == (2,)
-    run.settle([group(lease) for lease in owed], "trained", 3)
-    assert run.grant("math", 3).index == 8, "the stream goes on where it was"
-    assert run.rewind(3) == [Lease(9, "math", 8)]
-    assert sorted(states(run)) == list(range(1, 10))
+    owed = run.rewind(5, bound=8)
+    assert [(lease.id, lease.played) for lease in owed] == [(3, True), (5, True), (6, True), (7, False), (8, False)]
+    assert (owed[3].index, waiting.id) == (waiting.index, 7)
+    assert [run.stored(lease) for lease in owed] == [group(Lease(i, "math", i - 1)) for i in (3, 5, 6)] + [None, None]
+    assert run.rows("metrics.jsonl") == [row(5)]
+    run.renew(owed[3], 4)
+    for lease in owed[3:]:
+        run.keep(group(lease), "train")
+    run.trained([group(lease) for lease in owed], 6, row(6))
+    assert run.grant("math", 5).index == 8, "the stream goes on where it was"
+    run.close()
+    table = pq.read_table(run.episodes).to_pylist()
+    assert sorted(found["lease"] for found in table) == [1, 2, 3, 4, 5, 6, 7, 8], "each attempt once"
 
 
-def test_truncating_drops_the_rows_after_a_step(tmp_path: Path) -> None:
+def test_going_back_overlapped_tokens_of_a_branch_that_is_given_up_count_as_old_as_they_are_far(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run")
-    for step in (1, 2, 3, 4):
-        run.append("metrics.jsonl", {"step": step, "loss": step / 10})
-    run.truncate("metrics.jsonl", 2)
-    run.append("metrics.jsonl", {"step": 3, "loss": 9.0})
-    assert run.rows("metrics.jsonl") == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": 9.0}]
-    run.truncate("nothing.jsonl", 2)
-    assert not (run.folder / "nothing.jsonl").exists() and run.rows("nothing.jsonl") == []
+    run.trained(played(run, 1, 9), 10, row(10))
+    for newest, admitted in ((10, 8), (11, 9), (12, 11), (13, 13)):
+        done = group(run.grant("math", admitted))
+        done.version, done.members[0].trajectory.versions = admitted, [-1, -1, -1, admitted, newest]
+        run.keep(done, "train")
+    owed = run.rewind(10, bound=2)
+    assert [(lease.id, lease.played) for lease in owed] == [(2, True), (3, True), (4, True), (5, False)]
+    found = [found for lease in owed if (found := run.stored(lease))]
+    assert [g.version for g in found] == [8, 9, 8], "three steps away is too far"
+    assert [g.members[0].trajectory.versions[3:] for g in found] == [[8, 10], [9, 9], [9, 8]]
+    assert [lease.played for lease in run.rewind(10, bound=2)] == [True, True, True, False]
+    run.close()
+
+
+def test_going_back_in_lockstep_groups_after_one_that_is_played_again_are_played_again(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    first, second = played(run, 1, 4)[0], run.grant("math", 5)
+    played(run, 1, 5)
+    played(run, 1, 6)
+    run.trained([first], 5, row(5))
+    owed = run.rewind(0, bound=0)
+    assert [(lease.id, lease.played) for lease in owed] == [(1, True), (2, False), (3, True), (4, False)]
+    assert second.id == 2 and run.stored(owed[0], at=4) == group(Lease(1, "math", 0))
+    assert run.stored(owed[2], at=6) is None, "admitted at another version: forgotten"
+    run.keep(group(owed[2]), "train")
+    run.close()
+
+
+def test_a_checkpoint_ahead_of_its_ledger_is_refused(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"got a checkpoint of step 3 .* its ledger ends at step 0"):
+        run.rewind(3, bound=8)
+
+
+def test_measured_attempts_are_found_again_at_their_version_only(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    lease = run.heldout("math", 7, 0)
+    assert not lease.played and lease == run.heldout("math", 7, 0)
+    run.keep(group(lease), "eval")
+    run.evaluated("before", {"step": 0})
+    assert run.stored(run.heldout("math", 7, 0)) == group(lease)
+    assert not run.heldout("math", 7, 5).played
+    assert run.has_evaluated("before", 0) and not run.has_evaluated("before", 5)
+    run.close()
+    assert pq.read_table(run.episodes).to_pylist()[0]["lease"] == lease.id
+
+
+def test_files_of_rows_are_the_ledgers_after_going_back_and_half_a_line_is_none(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    for step in (1, 2, 3):
+        run.trained(played(run, 1), step, row(step))
+    run.evaluated("before", {"step": 0})
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "tok')
+    assert run.rows("metrics.jsonl") == [row(1), row(2), row(3)]
+    run.rewind(2, bound=8)
+    run.trained(played(run, 1), 3, row(3))
+    assert run.rows("metrics.jsonl") == [row(1), row(2), row(3)]
+    assert run.rows("evals.jsonl") == [{"when": "before", "step": 0}] and run.rows("nothing.jsonl") == []
 
 
 def test_episodes_come_back_as_they_were_kept(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run")
+    lease = run.grant("math", 0)
     members = [attempt(), attempt(Outcome.JUDGE_FAILED, score=None)]
-    run.keep(group(Lease(5, "math", 0), *members), "train")
+    run.keep(group(lease, *members), "train")
+    run.settle([group(lease)], "flat", 1)
     run.close()
     rows = pq.read_table(run.episodes).to_pylist()
-    assert [(row["lease"], row["member"], row["purpose"]) for row in rows] == [(5, 0, "train"), (5, 1, "train")]
+    assert [(row["lease"], row["member"], row["purpose"]) for row in rows] == [(1, 0, "train"), (1, 1, "train")]
     for row, member in zip(rows, members, strict=True):
         trajectory, episode = member.trajectory, member.episode
         assert row["ids"] == trajectory.ids and row["mask"] == trajectory.mask
@@ -113,18 +202,30 @@ def test_episodes_come_back_as_they_were_kept(tmp_path: Path) -> None:
     assert [row["score"] for row in rows] == [1.0, None], "no score is not the score 0"
 
 
-def test_shards_are_written_when_full_and_never_over_each_other(tmp_path: Path) -> None:
+def test_shards_hold_what_is_settled_and_are_never_written_over_each_other(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run")
-    lease = Lease(1, "math", 0)
-    run.keep(group(lease, *[attempt()] * SHARD_ROWS), "train")
-    assert [path.name for path in run.episodes.iterdir()] == ["00000.parquet"]
-    run.keep(group(lease), "train")
+    big = group(run.grant("math", 0), *[attempt()] * (SHARD_ROWS + 1))
+    waiting, after = group(run.grant("math", 0)), group(run.grant("math", 0))
+    for each in (big, waiting):
+        run.keep(each, "train")
+    run.settle([big], "flat", 1)
     run.close()
+    (run.episodes / "00007.parquet").write_text("left by a driver that died before the ledger knew")
     run = Run.reopen(tmp_path / "run")
-    run.keep(group(lease), "eval")
+    assert sorted(path.name for path in run.episodes.iterdir()) == ["00000.parquet", "00001.parquet"]
+    run.keep(after, "train")
+    run.settle([after, waiting], "flat", 2)
     run.close()
     assert sorted(path.name for path in run.episodes.iterdir()) == [f"0000{i}.parquet" for i in range(3)]
-    assert pq.read_table(run.episodes).num_rows == SHARD_ROWS + 2
+    assert pq.read_table(run.episodes).num_rows == SHARD_ROWS + 3
+
+
+def test_two_processes_cannot_be_at_work_on_one_run(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    with pytest.raises(ValueError, match="another process is at work on the run"):
+        Run.reopen(tmp_path / "run")
+    run.close()
+    Run.reopen(tmp_path / "run").close()
 
 
 def test_an_existing_folder_and_a_missing_run_are_refused(tmp_path: Path) -> None:

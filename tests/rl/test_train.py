@@ -23,8 +23,10 @@ class SlowCluster:
         self.served = self.learnt = self.worst = 0
         self.outcome, self.rng = outcome, random.Random(0)
         self.trained: list[int] = []
+        self.played: list[int] = []
 
     async def play(self, world: str, split: str, index: int, lease: int, version: int, size: int) -> Group:
+        self.played.append(lease)
         await asyncio.sleep(0.002)
         members = []
         for number in range(2):
@@ -69,6 +71,20 @@ def trained(folder: Path, cluster: SlowCluster, *overrides: str) -> None:
         run.close()
 
 
+def gone_back(folder: Path, version: int, steps: int, *overrides: str) -> tuple[SlowCluster, set[int]]:
+    """Go on from an earlier version of the run in `folder`, until `steps`. The cluster, and the leases it was owed
+    whose groups were finished."""
+    settings = config.load(folder / "x.yaml", [f"train.steps={steps}", *overrides])
+    run, cluster = Run.reopen(folder / "run"), SlowCluster()
+    training = Training(settings, run, cluster, Page(settings))  # type: ignore[arg-type]
+    cluster.learnt = cluster.served = training.version = version
+    training.owed = run.rewind(version, training.buffer.max_staleness)
+    finished = {lease.id for lease in training.owed if lease.played}
+    asyncio.run(training.lockstep() if settings.train.sync else training.overlapped())
+    run.close()
+    return cluster, finished
+
+
 @pytest.mark.parametrize("bound", [1, 2, 8])
 def test_no_token_is_older_than_the_bound_and_no_group_is_trained_on_twice(tmp_path: Path, bound: int) -> None:
     cluster = SlowCluster()
@@ -86,3 +102,20 @@ def test_in_lockstep_every_token_is_the_current_policys(tmp_path: Path) -> None:
 def test_a_run_whose_machinery_is_down_stops_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(MachineryDown, match="gone"):
         trained(tmp_path, SlowCluster(Outcome.SANDBOX_LOST))
+
+
+@pytest.mark.parametrize("bound", [1, 8])
+def test_finished_groups_are_trained_on_after_going_back_without_being_played_again(tmp_path: Path, bound: int) -> None:
+    trained(tmp_path, SlowCluster(), f"train.max_staleness={bound}")
+    cluster, finished = gone_back(tmp_path, 20, 40, f"train.max_staleness={bound}")
+    assert finished and not finished & set(cluster.played)
+    assert finished <= set(cluster.trained) and len(cluster.trained) == len(set(cluster.trained))
+    assert cluster.worst <= bound
+
+
+def test_in_lockstep_the_steps_after_going_back_are_the_same_steps(tmp_path: Path) -> None:
+    first = SlowCluster()
+    trained(tmp_path, first, "train.sync=true")
+    cluster, finished = gone_back(tmp_path, 20, 30, "train.sync=true")
+    assert cluster.played == [] and finished
+    assert cluster.trained == first.trained[-len(cluster.trained) :] and cluster.worst == 0

@@ -1,0 +1,73 @@
+"""A run in one process, without Ray: what `rl/workers.py` spreads over actors, behind the same methods.
+
+For engines that need no process of their own (policy/engines/scripted.py, drawn.py), and for trying out the loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from envs import Split, World
+from policy.chat import Chat
+from policy.engines import Canary, Engine
+from policy.weights import Weights
+from rl import rollout
+from rl.config import RunConfig
+from rl.learner import Learner
+from rl.trajectory import Group
+
+
+class Local:
+    """Worlds, one engine and the learner. Steps run in a thread, so that episodes go on beside them."""
+
+    def __init__(
+        self, config: RunConfig, worlds: Mapping[str, World], engine: Engine, chat: Chat, learner: Learner
+    ) -> None:
+        self.config, self.worlds, self.engine, self.chat, self.learner = config, worlds, engine, chat, learner
+
+    async def start(self, model: str, logs: Path, *, learn: bool, checkpoint: str | None = None) -> None:
+        if checkpoint is not None:
+            self.learner.restore(checkpoint)
+
+    async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
+        """One group: `size` attempts at the task at `index`."""
+        place, config = self.worlds[world], self.config
+        limits = rollout.Limits(
+            context=config.policy.context,
+            turn_tokens=config.policy.turn_tokens,
+            turns=place.max_turns,
+            timeout_s=config.rollout.episode_timeout_s,
+        )
+        seed = f"{config.seed}/{world}/{split}/{index}" if config.train.sync else None
+        members = await rollout.play_group(
+            place,
+            place.task(split, index),
+            size,
+            self.engine,
+            self.chat,
+            limits,
+            config.rewards,
+            config.rollout.replace_lost,
+            seed,
+        )
+        return Group(lease=lease, world=world, version=version, members=members)
+
+    async def step(self, groups: Sequence[Group]) -> dict[str, float]:
+        members = [member for group in groups for member in group.valid]
+        return await asyncio.to_thread(self.learner.step, members)
+
+    async def publish(self) -> float:
+        """Give the learner's weights to the engine. Returns its pause, in seconds."""
+        weights = Weights.pack(self.learner.state(), self.learner.version)
+        canary: Canary | None = None  # engines for one process have no model to ask
+        return await self.engine.swap(weights.check(), weights.version, canary)
+
+    async def save(self, folder: Path) -> None:
+        await asyncio.to_thread(self.learner.save, folder)
+
+    async def close(self) -> None:
+        for world in self.worlds.values():
+            await world.close()
+        await self.engine.close()
