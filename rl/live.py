@@ -36,6 +36,7 @@ class Page:
         self._waiting = ""
         self._success: dict[str, float] = {}
         self._measured: dict[str, dict[str, Any]] = {}
+        self._notes: list[str] = []
         self._live: Live | None = None
         self._said = 0.0
 
@@ -86,6 +87,11 @@ class Page:
         found = "  ".join(f"{world} {seen['pass@1']:.2f} (n={seen['n']})" for world, seen in row["worlds"].items())
         self._line(f"held-out success {when}: {found}", always=True)
 
+    def note(self, news: str) -> None:
+        """Something a person should know: a world was paused, a process was started again."""
+        self._notes = [*self._notes[-2:], f"[{_clock(time.monotonic() - self.began)}] {news}"]
+        self._line(news, always=True)
+
     # -- how it looks ---------------------------------------------------------------------------------------------
 
     def _line(self, text: str, *, always: bool = False) -> None:
@@ -122,6 +128,7 @@ class Page:
                     f"the trainer waits for {self._waiting or 'nothing'}"
                 )
             )
+        parts += [Text(note, "yellow") for note in self._notes]
         title = f"{self.settings.name}   {_clock(time.monotonic() - self.began)}"
         return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
 

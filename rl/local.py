@@ -6,7 +6,8 @@ For engines that need no process of their own (policy/engines/scripted.py, drawn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from envs import Split, World
@@ -26,6 +27,8 @@ class Local:
         self, config: RunConfig, worlds: Mapping[str, World], engine: Engine, chat: Chat, learner: Learner
     ) -> None:
         self.config, self.worlds, self.engine, self.chat, self.learner = config, worlds, engine, chat, learner
+        self.say: Callable[[str], None] = logging.getLogger(__name__).warning
+        """As `Cluster.say`; nothing here dies without the driver, so nothing is said."""
 
     async def start(self, model: str, logs: Path, *, learn: bool, checkpoint: str | None = None) -> None:
         if checkpoint is not None:

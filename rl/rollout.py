@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import rewards
-from envs import Env, EnvCrashed, Episode, Facts, MachineryError, Outcome, Task, World
+from envs import Env, EnvCrashed, Episode, Facts, MachineryError, Outcome, Split, Task, World
 from policy.chat import Chat
 from policy.engines import Completion, EngineError, Sampler, Sampling
 from rl.trajectory import Member, Trajectory
 
 WORLD_TIMEOUT_S = 900.0
 """A single call into a world that takes longer, waiting for a sandbox included, will never end."""
+EPISODE_TIMEOUT_S = 4 * 3600.0
+"""An attempt that takes longer, all its waits included, is cancelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +54,14 @@ async def play(
     episode = Episode(task=task, messages=list(task.messages), outcome=Outcome.CANCELLED)
     env: Env | None = None
     try:
-        async with _of_the_world():
-            env = world.open(task)
-        episode.outcome, episode.facts = await _attempt(env, episode, trajectory, engine, chat, limits, seed)
+        async with asyncio.timeout(EPISODE_TIMEOUT_S) as deadline:
+            async with _of_the_world():
+                env = world.open(task)
+            episode.outcome, episode.facts = await _attempt(env, episode, trajectory, engine, chat, limits, seed)
+    except TimeoutError:
+        if not deadline.expired():  # not ours: a mistake of an engine's, which is not hidden
+            raise
+        episode.error = f"cancelled: no end within {EPISODE_TIMEOUT_S:g} s, of which {_spelt(episode.seconds)}"
     except MachineryError as error:
         episode.outcome, episode.error = error.outcome, f"{type(error).__name__}: {error}"
     except EngineError as error:
@@ -63,6 +70,10 @@ async def play(
         if env is not None:
             await _close(env, episode)
     return Member(trajectory=trajectory, episode=episode, score=_score(episode, judges))
+
+
+def _spelt(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {spent:.1f}" for name, spent in seconds.items()) or "nothing was measured"
 
 
 def _score(episode: Episode, judges: Mapping[str, Mapping[str, Any]]) -> rewards.Score | None:
@@ -204,5 +215,26 @@ async def play_group(
             tries.append(await attempt(number, len(tries)))
         return tries
 
-    played = await asyncio.gather(*(member(number) for number in range(size)))
+    playing = [asyncio.create_task(member(number)) for number in range(size)]
+    try:
+        played = await asyncio.gather(*playing)
+    finally:  # where one raised, or the group was cancelled, none goes on unseen
+        for task_of_one in playing:
+            task_of_one.cancel()
+        await asyncio.gather(*playing, return_exceptions=True)
     return [one for tries in played for one in tries]
+
+
+def task_of(world: World, split: Split, index: int) -> Task:
+    """The task at `index` of a world's stream. Raises EnvCrashed where the world's own code fails at it."""
+    try:
+        return world.task(split, index)
+    except Exception as error:
+        raise EnvCrashed(f"task {index} of {split} could not be made: {type(error).__name__}: {error}") from error
+
+
+def unplayed(world: str, split: Split, index: int, error: MachineryError) -> list[Member]:
+    """The members, one, of a group that has no task to attempt."""
+    task = Task(world=world, key=f"{split}/{index}", family="", level=0, messages=())
+    episode = Episode(task=task, messages=[], outcome=error.outcome, error=f"{type(error).__name__}: {error}")
+    return [Member(trajectory=Trajectory(), episode=episode)]

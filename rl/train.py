@@ -8,24 +8,24 @@ import asyncio
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from rl import algorithms, config, evaluate, metrics, warmstart
 from rl.buffer import Buffer, tokens_of, useful
 from rl.config import RunConfig
+from rl.firewall import Firewall, LearnerDied, MachineryDown, Restarts, room_on
 from rl.live import Page
 from rl.local import Local
 from rl.store import Lease, Run
-from rl.trajectory import Group
+from rl.trajectory import Group, Member
 from rl.workers import Cluster, leaked, preflight
 
+__all__ = ["MachineryDown", "Stopped", "Training", "train"]
+
 T = TypeVar("T")
-LOST_IN_A_ROW = 32
-"""Groups without one valid member before the run stops: the machinery is down, and playing on would teach nothing."""
-
-
-class MachineryDown(RuntimeError):
-    pass
+LOOK_S = 0.05
+"""How often those who wait for a paused world look again."""
 
 
 class Stopped(Exception):
@@ -45,7 +45,11 @@ class Training:
         self.owed: list[Lease] = []
         """Open leases of an interrupted run: worked on first."""
         self.stop = asyncio.Event()
-        self._lost_in_a_row = 0
+        self.firewall = Firewall(name for name, world in settings.worlds.items() if world.weight > 0)
+        self.lost: dict[int, list[Member]] = {}
+        """What earlier tries of a lease came to, where the machinery lost them all."""
+        self.notes: list[str] = []
+        """What was paused or started again since the last step."""
 
     # -- the two loops --------------------------------------------------------------------------------------------
 
@@ -94,18 +98,26 @@ class Training:
 
     async def play(self) -> None:
         """Lease a task, have its group played unless it was finished before an interruption, hand it on."""
+        while not self.firewall.open():  # a pause is bounded, and so is their number
+            await asyncio.sleep(LOOK_S)
         lease, version = self.lease(), self.version
+        self.firewall.leased(lease.world)
         group = stored = self.run.stored(lease, at=version if self.settings.train.sync else None)
         self.buffer.admit(lease.id, stored.version if stored else version)
         if group is None:
             group = await self.cluster.play(
                 lease.world, "train", lease.index, lease.id, version, self.settings.rollout.group_size
             )
+        self.window.add(group)
+        if stored is None:
+            group = self.with_earlier(group)
+            if self.firewall.again(group):  # the machinery lost it whole: its lease is owed again
+                self.lost[lease.id] = group.members
+                self.owed.append(lease)
+                return self.buffer.arrive(group, useful=False)
         self.algorithm.advantages(group)
         if stored is None:
             self.run.keep(group, "train")
-        self.window.add(group)
-        self.count_lost(group)
         if not useful(group):
             self.run.settle([group], "flat" if group.valid else "lost", self.version + 1)
         self.buffer.arrive(group, useful=useful(group))
@@ -113,22 +125,26 @@ class Training:
 
     def lease(self) -> Lease:
         """An owed task, else the next one of the world that is furthest behind its weight."""
-        if self.owed:
-            lease = self.owed.pop(0)
-            if not lease.played:
-                self.run.renew(lease, self.version)
-            return lease
+        for lease in self.owed:
+            if self.firewall.allows(lease.world):
+                self.owed.remove(lease)
+                if not lease.played:
+                    self.run.renew(lease, self.version)
+                return lease
         granted = self.run.granted()
-        weights = {name: world.weight for name, world in self.settings.worlds.items() if world.weight > 0}
+        weights = {name: self.settings.worlds[name].weight for name in self.firewall.open()}
         return self.run.grant(min(weights, key=lambda name: (granted.get(name, 0) + 1) / weights[name]), self.version)
 
-    def count_lost(self, group: Group) -> None:
-        self._lost_in_a_row = 0 if group.valid else self._lost_in_a_row + 1
-        if self._lost_in_a_row >= LOST_IN_A_ROW:
-            raise MachineryDown(
-                f"{LOST_IN_A_ROW} groups in a row were lost to the machinery, "
-                f"the last with: {group.members[-1].episode.error}"
-            )
+    def with_earlier(self, group: Group) -> Group:
+        """The group with what earlier tries of its lease came to. Raises MachineryDown."""
+        if news := self.firewall.arrived(group):
+            self.note(news)
+        return replace(group, members=self.lost.pop(group.lease, []) + group.members)
+
+    def note(self, news: str) -> None:
+        """Say what a person should know, now and in the row of the next step."""
+        self.notes.append(news)
+        self.page.note(news)
 
     async def step(self, groups: Sequence[Group]) -> None:
         """One optimiser step; its weights in every engine; its rows in ledger and metrics."""
@@ -141,6 +157,8 @@ class Training:
         self.tokens += sum(tokens_of(group) for group in groups)
         seconds = {"learn": learnt_at - began, "publish": time.monotonic() - learnt_at, "pause": pause_s}
         row = self.window.row(groups, trained_at, learnt, seconds, self.tokens)
+        row |= {"notes": self.notes, "paused": self.firewall.paused()}
+        self.notes = []
         self.run.trained(groups, version, row)
         self.page.step(row)
         if self.version % self.settings.train.checkpoint_every == 0:
@@ -207,20 +225,34 @@ def train(settings: RunConfig, *, resume: bool) -> int:
         )
     (Run.check_resumable if resume else Run.check_new)(settings.folder)
     preflight(settings)
-    run = Run.reopen(settings.folder) if resume else Run.create(settings.folder)
-    try:
-        if not resume:
-            config.save(settings, run.folder / "config.yaml")
-        with Page(settings) as page:
-            model, warm_s = settings.policy.model, 0.0
-            if model is None:
-                folder, warm_s = warmstart.ensure(settings, page)
-                model = str(folder)
-            stopped = asyncio.run(drive(settings, run, page, model, Cluster(settings, run.folder.name)))
-        _summarise(run, settings, time.monotonic() - began, warm_s, page.first_step_s, stopped)
-    finally:
-        run.close()
+    with room_on(settings.folder):
+        run = Run.reopen(settings.folder) if resume else Run.create(settings.folder)
+        try:
+            if not resume:
+                config.save(settings, run.folder / "config.yaml")
+            with Page(settings) as page:
+                model, warm_s = settings.policy.model, 0.0
+                if model is None:
+                    folder, warm_s = warmstart.ensure(settings, page)
+                    model = str(folder)
+                stopped = _drive_on(settings, run, page, model)
+            _summarise(run, settings, time.monotonic() - began, warm_s, page.first_step_s, stopped)
+        finally:
+            run.close()
     return 130 if stopped else 0
+
+
+def _drive_on(settings: RunConfig, run: Run, page: Page, model: str) -> bool:
+    """Drive the run to its end; where the learner dies, go back to the last checkpoint, as `--resume` does."""
+    deaths = Restarts()
+    while True:
+        try:
+            return asyncio.run(drive(settings, run, page, model, Cluster(settings, run.folder.name)))
+        except LearnerDied as died:
+            if not deaths.note("learner"):
+                raise
+            page.note(f"{str(died).splitlines()[0]} It is started again, from the last checkpoint.")
+            run.flush()
 
 
 def _summarise(
@@ -246,6 +278,7 @@ async def drive(settings: RunConfig, run: Run, page: Page, model: str, cluster: 
     page.phase("starting engine, workers and learner")
     latest = run.latest()
     training = Training(settings, run, cluster, page)
+    cluster.say = training.note
     try:
         _on_signals(training.stop.set)
         starting = cluster.start(model, run.logs, learn=True, checkpoint=str(latest.resolve()) if latest else None)

@@ -12,26 +12,33 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayActorError
 
 import envs
-from envs import Split, sandboxes
+from envs import MachineryError, Split, sandboxes
 from policy import engines
-from policy.engines import Canary, Completion, EngineLost, Sampling
+from policy.engines import Canary, Completion, EngineDied, EngineLost, Sampling
 from policy.weights import Weights
 from rl import rollout
 from rl.config import RunConfig
+from rl.firewall import ActorDied, LearnerDied, post_mortem
+from rl.supervise import PING_TIMEOUT_S, Hung, Seat, Supervisor, first_line, how
 from rl.trajectory import Group, Member
 
-GENERATE_TIMEOUT_S = 600.0
-START_TIMEOUT_S = 600.0
+# Each wait has an owner, the process that is asked, and a deadline that only a process that hangs lets pass.
+GENERATE_TIMEOUT_S = 3600.0
+START_TIMEOUT_S = 1800.0
+STEP_TIMEOUT_S = 4 * 3600.0
+SWAP_TIMEOUT_S = 1800.0
+SAVE_TIMEOUT_S = 3600.0
 CLOSE_TIMEOUT_S = 30.0
 CANARY_TOKENS = 24
+LOOK_S = 0.1
 
 
 def _log_to(path: Path) -> None:
@@ -49,6 +56,7 @@ class Generator:
     async def start(self, config: RunConfig, model: str, log: Path) -> None:
         _log_to(log)
         settings = config.engine
+        self.died: EngineDied | None = None
         self.engine = await engines.load(settings.name).start(
             model,
             max_model_len=config.policy.context,
@@ -61,7 +69,16 @@ class Generator:
         )
 
     async def generate(self, ids: Sequence[int], sampling: Sampling) -> Completion:
-        return await self.engine.generate(ids, sampling)
+        try:
+            return await self.engine.generate(ids, sampling)
+        except EngineDied as error:
+            self.died = error
+            raise
+
+    async def ping(self) -> None:
+        """Raises what the engine inside died of, where this process outlived it."""
+        if self.died is not None:
+            raise self.died
 
     async def swap(self, weights: Weights, canary: Canary) -> float:
         return await self.engine.swap(weights.check(), weights.version, canary)
@@ -71,18 +88,36 @@ class Generator:
 
 
 class RemoteEngine:
-    """The generators as one engine, seen from a rollout worker: each request goes to the next in turn."""
+    """The generators as one engine, seen from a rollout worker: each request goes to the next in turn that lives."""
 
     def __init__(self, generators: Sequence[Any]) -> None:
-        self._next = itertools.cycle(generators)
+        self.serve(generators)
+
+    def serve(self, generators: Sequence[Any]) -> None:
+        """From now on these; the driver says so whenever it has started one again."""
+        self._live = list(generators)
+        self._next = itertools.cycle(self._live)
 
     async def generate(self, ids: Sequence[int], sampling: Sampling) -> Completion:
+        """Sample one turn, waiting for a generator where none lives. Raises EngineLost."""
+        generator = None
         try:
-            return await asyncio.wait_for(next(self._next).generate.remote(ids, sampling), GENERATE_TIMEOUT_S)
+            async with asyncio.timeout(GENERATE_TIMEOUT_S):
+                while not self._live:
+                    await asyncio.sleep(LOOK_S)
+                generator = next(self._next)
+                return await generator.generate.remote(ids, sampling)
+        except (ActorDiedError, EngineDied) as error:
+            self._forget(generator)
+            raise EngineLost(f"a generator is gone: {first_line(error)}") from None
         except RayActorError as error:
-            raise EngineLost(f"a generator is gone: {error}") from None
+            raise EngineLost(f"a generator did not answer: {first_line(error)}") from None
         except TimeoutError:
             raise EngineLost(f"a generator gave no answer within {GENERATE_TIMEOUT_S:g} s") from None
+
+    def _forget(self, generator: Any) -> None:
+        self._live = [other for other in self._live if other is not generator]
+        self._next = itertools.cycle(self._live)
 
 
 class RolloutWorker:
@@ -96,6 +131,7 @@ class RolloutWorker:
         self.config = config
         self.chat = Chat.load(model)
         self.engine = RemoteEngine(generators)
+        self.playing: set[asyncio.Task[list[Member]]] = set()
         backend = sandboxes.load(settings.backend)
         self.pool = backend.Pool(run=run, size=settings.sandboxes, image=settings.image, memory_mb=settings.memory_mb)
         self.worlds = {
@@ -115,14 +151,33 @@ class RolloutWorker:
             temperature=policy.temperature,
             top_p=policy.top_p,
         )
-        task = place.task(split, index)
+        try:
+            task = rollout.task_of(place, split, index)
+        except MachineryError as error:
+            return Group(lease, world, version, rollout.unplayed(world, split, index, error))
         seed = f"{self.config.seed}/{world}/{split}/{index}" if self.config.train.sync else None
-        members = await rollout.play_group(
-            place, task, size, self.engine, self.chat, limits, self.config.rewards, settings.replace_lost, seed
+        playing = asyncio.create_task(
+            rollout.play_group(
+                place, task, size, self.engine, self.chat, limits, self.config.rewards, settings.replace_lost, seed
+            )
         )
-        return Group(lease=lease, world=world, version=version, members=members)
+        self.playing.add(playing)
+        try:
+            return Group(lease, world, version, await playing)
+        finally:
+            self.playing.discard(playing)
+
+    async def ping(self) -> None:
+        return None
+
+    async def serve(self, generators: Sequence[Any]) -> None:
+        self.engine.serve(generators)
 
     async def close(self) -> None:
+        """Whoever asked for what still plays is not there any more to hear of it."""
+        for playing in self.playing:
+            playing.cancel()
+        await asyncio.gather(*self.playing, return_exceptions=True)
         for world in self.worlds.values():
             await world.close()
         await self.pool.close()
@@ -212,20 +267,28 @@ def leaked(config: RunConfig, run: str) -> int:
 
 
 class Cluster:
-    """Every process of a run, started together and closed together."""
+    """Every process of a run, started together and closed together. A generator or rollout worker that dies is started
+    again, a few times; where that is in vain every call raises ActorDied, where the learner died LearnerDied.
+    """
 
     def __init__(self, config: RunConfig, run: str) -> None:
         self.config, self.run = config, run
-        self.generators: list[Any] = []
-        self.workers: list[Any] = []
+        self.say: Callable[[str], None] = logging.getLogger(__name__).warning
+        self.generators: list[Seat] = []
+        self.workers: list[Seat] = []
         self.learner: Any = None
         self._turn = itertools.count()
+        self.supervisor: Supervisor
 
     async def start(self, model: str, logs: Path, *, learn: bool, checkpoint: str | None = None) -> None:
         """Start Ray and the actors. `model` is what the engines load; the learner restores `checkpoint` where given."""
-        config, logs = self.config, logs.resolve()
-        model = str(Path(model).resolve())
+        config, self._logs = self.config, logs.resolve()
+        self._model = str(Path(model).resolve())
         self._folder = tempfile.mkdtemp(prefix="touchstone-ray-")
+        self.supervisor = Supervisor(
+            gone=(RayActorError, EngineDied), kill=ray.kill, ready=self._ready, taken=self._taken, log=self._log
+        )
+        self.supervisor.say = self.say
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -237,61 +300,120 @@ class Cluster:
             configure_logging=False,
             **({} if "RAY_ADDRESS" in os.environ else {"_temp_dir": self._folder, "object_store_memory": 256 * 2**20}),
         )
-
-        def actor(cls: type, threads: int, gpus: float, *args: Any, concurrency: int | None = None) -> Any:
-            options: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus}
-            options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}}
-            if concurrency:
-                options["max_concurrency"] = concurrency
-            return ray.remote(cls).options(**options).remote(*args)
-
-        self.generators = [
-            actor(Generator, config.engine.threads, config.engine.gpus, concurrency=4096)
-            for _ in range(config.engine.count)
-        ]
-        self.workers = [actor(RolloutWorker, 1, 0, concurrency=4096) for _ in range(config.rollout.workers)]
+        self.generators = [Seat(f"generator-{i}", self._generator()) for i in range(config.engine.count)]
+        self.workers = [Seat(f"rollout-{i}", self._worker()) for i in range(config.rollout.workers)]
+        starting = [self._started(seat, seat.actor) for seat in (*self.generators, *self.workers)]
         if learn:
-            self.learner = actor(
-                LearnerWorker,
-                config.learner.threads,
-                config.train.learner_gpus,
-                config,
-                model,
-                checkpoint,
-                logs / "learner.log",
+            gpus, log = config.train.learner_gpus, self._logs / "learner.log"
+            self.learner = _actor(LearnerWorker, config.learner.threads, gpus, config, self._model, checkpoint, log)
+            starting.append(self._first(self.learner.version.remote(), "learner"))
+        await asyncio.gather(*starting)
+        for seat in (*self.generators, *self.workers):
+            self.supervisor.watch(seat)
+
+    def _generator(self) -> Any:
+        return _actor(Generator, self.config.engine.threads, self.config.engine.gpus, concurrency=4096)
+
+    def _worker(self) -> Any:
+        return _actor(RolloutWorker, 1, 0, concurrency=4096)
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    async def _started(self, seat: Seat, actor: Any) -> Any:
+        """Bring a new actor to where it can take this seat."""
+        if seat in self.generators:
+            asked = actor.start.remote(self.config, self._model, self._log(seat.name))
+        else:
+            serving = [generator.actor for generator in self.generators]
+            asked = actor.start.remote(self.config, self._model, serving, self._log(seat.name), self.run)
+        await self._first(asked, seat.name)
+        return actor
+
+    async def _first(self, asked: Any, name: str) -> None:
+        """The first answer of a new actor. One that does not even start is not worth another try."""
+        try:
+            await self.supervisor.answer(asked, name, START_TIMEOUT_S)
+        except (RayActorError, Hung) as error:
+            raise ActorDied(post_mortem(name, f"{how(error)} while it started", self._log(name))) from None
+
+    async def _learner(self, asked: Any, deadline_s: float) -> Any:
+        """What the learner answers. It is not started again alone: its state is in its last checkpoint."""
+        try:
+            return await self.supervisor.answer(asked, "learner", deadline_s)
+        except (RayActorError, Hung) as error:
+            raise LearnerDied(post_mortem("learner", how(error), self._log("learner"))) from None
+
+    async def _ready(self, seat: Seat) -> Any:
+        """A new actor for this seat; a generator serves the learner's weights, verified, before anybody can ask it."""
+        if seat in self.workers:
+            return await self._started(seat, self._worker())
+        generator = await self._started(seat, self._generator())
+        if self.learner is not None:
+            swapping = generator.swap.remote(*await self._current())
+            await self.supervisor.answer(swapping, seat.name, SWAP_TIMEOUT_S)
+        return generator
+
+    async def _taken(self, seat: Seat) -> None:
+        """Tell the workers of a new generator. One that cannot be told is dead, and hears it when started again."""
+        if seat in self.generators:
+            serving = [generator.actor for generator in self.generators]
+            telling = (
+                self.supervisor.answer(w.actor.serve.remote(serving), w.name, PING_TIMEOUT_S) for w in self.workers
             )
-        started = [g.start.remote(config, model, logs / f"generator-{i}.log") for i, g in enumerate(self.generators)]
-        started += [
-            w.start.remote(config, model, self.generators, logs / f"rollout-{i}.log", self.run)
-            for i, w in enumerate(self.workers)
-        ]
-        if learn:
-            started.append(self.learner.version.remote())
-        await asyncio.wait_for(asyncio.gather(*started), START_TIMEOUT_S)
+            await asyncio.gather(*telling, return_exceptions=True)
+
+    # -- what the driver asks for -----------------------------------------------------------------------------------
 
     async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
-        worker = self.workers[next(self._turn) % len(self.workers)]
-        return await worker.play.remote(world, split, index, lease, version, size)
+        """Have a group played, from its beginning where the worker that played it died."""
+        seat = self.workers[next(self._turn) % len(self.workers)]
+        deadline_s = (1 + self.config.rollout.replace_lost) * rollout.EPISODE_TIMEOUT_S + START_TIMEOUT_S
+        group: Group = await self.supervisor.ask(
+            seat, lambda actor: actor.play.remote(world, split, index, lease, version, size), deadline_s
+        )
+        return group
 
     async def step(self, groups: Sequence[Group]) -> dict[str, float]:
-        return await self.learner.step.remote([member for group in groups for member in group.valid])
+        members = [member for group in groups for member in group.valid]
+        learnt: dict[str, float] = await self._learner(self.learner.step.remote(members), STEP_TIMEOUT_S)
+        return learnt
 
     async def publish(self) -> float:
         """Swap the learner's weights into every engine, verified. Returns the longest pause of one, in seconds."""
-        weights, canary = self.learner.weights.remote(), self.learner.canary.remote()
-        return max(await asyncio.gather(*(g.swap.remote(weights, canary) for g in self.generators)))
+        current = await self._current()
+        swaps = (
+            self.supervisor.ask(seat, lambda actor: actor.swap.remote(*current), SWAP_TIMEOUT_S)
+            for seat in self.generators
+        )
+        return float(max(await asyncio.gather(*swaps)))
+
+    async def _current(self) -> tuple[Any, Canary]:
+        """The learner's weights, by reference, and what they say of the canary."""
+        weights = self.learner.weights.remote()
+        return weights, await self._learner(self.learner.canary.remote(), SWAP_TIMEOUT_S)
 
     async def save(self, folder: Path) -> None:
-        await self.learner.save.remote(folder.resolve())
+        await self._learner(self.learner.save.remote(folder.resolve()), SAVE_TIMEOUT_S)
 
     async def close(self) -> None:
         """Close what was started, politely and then not; remove Ray's own files."""
         if ray.is_initialized():
-            closing = [actor.close.remote() for actor in (*self.workers, *self.generators)]
+            await self.supervisor.close()
+            actors = [seat.actor for seat in (*self.workers, *self.generators)]
+            closing = [actor.close.remote() for actor in actors]
             _, late = await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
             if late:
                 logging.getLogger(__name__).warning("%d actors did not close within %g s", len(late), CLOSE_TIMEOUT_S)
-            for actor in (*self.workers, *self.generators, *([self.learner] if self.learner else [])):
+            for actor in (*actors, *([self.learner] if self.learner else [])):
                 ray.kill(actor)
             ray.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _actor(cls: type, threads: int, gpus: float, *args: Any, concurrency: int | None = None) -> Any:
+    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus}
+    options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}}
+    if concurrency:
+        options["max_concurrency"] = concurrency
+    return ray.remote(cls).options(**options).remote(*args)

@@ -7,7 +7,8 @@
 Errors:
 
     EngineError
-    ├── EngineLost       the engine died; its requests are lost
+    ├── EngineLost       a request is lost
+    │   └── EngineDied   with the engine: every later one would be lost too, until it is started again
     └── SwapFailed       after a swap the engine does not serve the weights that it was given
 """
 
@@ -26,6 +27,10 @@ class EngineError(Exception):
 
 
 class EngineLost(EngineError):
+    pass
+
+
+class EngineDied(EngineLost):
     pass
 
 
@@ -66,7 +71,7 @@ class Sampler(Protocol):
     """What playing needs of an engine, wherever the engine is."""
 
     async def generate(self, ids: Sequence[int], sampling: Sampling) -> Completion:
-        """Sample one turn. Raises EngineLost."""
+        """Sample one turn. Raises EngineLost, EngineDied."""
         ...
 
 

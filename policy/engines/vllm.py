@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from policy.engines import Canary, Completion, EngineLost, Sampling, SwapFailed
+from policy.engines import Canary, Completion, EngineDied, EngineLost, Sampling, SwapFailed
 
 CANARY_TIMEOUT_S = 60.0
 
@@ -129,7 +129,7 @@ class VllmEngine:
             async for latest in self.llm.generate(prompt, settings, request_id=str(next(self._names))):
                 output = latest
         except self._dead as error:
-            raise EngineLost(f"vLLM died: {error}") from None
+            raise EngineDied(f"vLLM died: {error}") from None
         if output is None:
             raise EngineLost("vLLM ended a request without output")
         return output
@@ -146,7 +146,7 @@ class VllmEngine:
             await self.llm.resume_generation()
             paused_s = time.monotonic() - began
         except self._dead as error:
-            raise EngineLost(f"vLLM died while taking version {version}: {error}") from None
+            raise EngineDied(f"vLLM died while taking version {version}: {error}") from None
         finally:
             path.unlink()
         if canary is not None:

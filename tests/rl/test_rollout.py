@@ -26,7 +26,7 @@ from policy.chat import Chat
 from policy.engines import EngineLost
 from policy.engines.scripted import LOGPROB, ScriptedEngine
 from policy.tiny import TURN_END, train_tokenizer
-from rl.rollout import Limits, play, play_group
+from rl.rollout import Limits, play, play_group, task_of, unplayed
 from rl.trajectory import Group, Member
 
 CHAT = Chat(train_tokenizer(["say right wrong more mumble user assistant tool teacher"] * 4, 330))
@@ -369,3 +369,57 @@ def test_what_the_policy_earned_is_never_played_again() -> None:
     playing = play_group(Lesson(), lesson("mumble"), 3, ScriptedEngine(parrot), CHAT, LIMITS, JUDGES, 5)
     episodes: list[Episode] = [member.episode for member in asyncio.run(playing)]
     assert [episode.outcome for episode in episodes] == [Outcome.INVALID_ACTION] * 3
+
+
+def test_an_attempt_without_end_is_cancelled_recorded_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(Attempt):
+        async def step(self, action: str) -> Step:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    class World(Lesson):
+        def open(self, task: Task) -> Env:
+            self.opened += 1
+            return (Endless if self.opened == 1 else Attempt)(self, task)
+
+    monkeypatch.setattr("rl.rollout.EPISODE_TIMEOUT_S", 2.0)
+    world = World()
+    playing = play_group(world, lesson("right"), 1, ScriptedEngine(parrot), CHAT, LIMITS, JUDGES, 1)
+    first, second = asyncio.run(playing)
+    assert (first.episode.outcome, second.episode.outcome) == (Outcome.CANCELLED, Outcome.SOLVED)
+    assert not first.valid and first.score is None and "no end within 2 s, of which env 2." in first.episode.error
+    assert world.opened == world.closed == 2
+    check(first)
+
+
+def test_where_one_member_meets_our_own_mistake_none_plays_on_unseen() -> None:
+    class Slow(Attempt):
+        async def start(self) -> Sequence[Message]:
+            if self.world.closed == 0 and self.world.opened > 1:
+                await asyncio.Event().wait()
+            return await super().start()
+
+    class World(Lesson):
+        def open(self, task: Task) -> Env:
+            self.opened += 1
+            return Slow(self, task)
+
+    def broken(prompt: list[int]) -> list[int]:
+        raise ZeroDivisionError
+
+    world = World()
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(play_group(world, lesson("right"), 3, ScriptedEngine(broken), CHAT, LIMITS, JUDGES, 1))
+    assert world.opened == world.closed == 3
+
+
+def test_a_task_that_cannot_be_made_is_a_lost_group_and_not_the_end() -> None:
+    class World(Lesson):
+        def task(self, split: Split, index: int) -> Task:
+            raise KeyError("row 17 has no answer")
+
+    with pytest.raises(EnvCrashed) as caught:
+        task_of(World(), "train", 17)
+    (member,) = unplayed("lesson", "train", 17, caught.value)
+    assert member.episode.outcome is Outcome.ENV_CRASHED and not member.valid
+    assert "task 17 of train could not be made: KeyError: 'row 17 has no answer'" in member.episode.error

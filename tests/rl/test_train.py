@@ -99,7 +99,8 @@ def test_in_lockstep_every_token_is_the_current_policys(tmp_path: Path) -> None:
     assert cluster.worst == 0 and cluster.learnt == 30
 
 
-def test_a_run_whose_machinery_is_down_stops_and_says_why(tmp_path: Path) -> None:
+def test_a_run_whose_machinery_is_down_stops_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.firewall.FIRST_PAUSE_S", 0.01)
     with pytest.raises(MachineryDown, match="gone"):
         trained(tmp_path, SlowCluster(Outcome.SANDBOX_LOST))
 
@@ -119,3 +120,32 @@ def test_in_lockstep_the_steps_after_going_back_are_the_same_steps(tmp_path: Pat
     cluster, finished = gone_back(tmp_path, 20, 30, "train.sync=true")
     assert cluster.played == [] and finished
     assert cluster.trained == first.trained[-len(cluster.trained) :] and cluster.worst == 0
+
+
+class Recovering(SlowCluster):
+    """Its machinery is down for its first groups, and for two probes."""
+
+    tries = 0
+
+    async def play(self, world: str, split: str, index: int, lease: int, version: int, size: int) -> Group:
+        self.tries += 1
+        self.outcome = Outcome.SANDBOX_LOST if self.tries <= 14 else Outcome.SOLVED
+        return await super().play(world, split, index, lease, version, size)
+
+
+@pytest.mark.parametrize("sync", ["true", "false"])
+def test_groups_lost_while_the_machinery_was_down_are_played_again_and_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str
+) -> None:
+    monkeypatch.setattr("rl.firewall.FIRST_PAUSE_S", 0.05)
+    cluster = Recovering()
+    trained(tmp_path, cluster, f"train.sync={sync}")
+    assert len(cluster.trained) == len(set(cluster.trained))
+    run = Run.reopen(tmp_path / "run")
+    states = dict(run.db.execute("select state, count(*) from lease group by state").fetchall())
+    rows = run.rows("metrics.jsonl")
+    run.close()
+    assert "lost" not in states and states["trained"] == len(cluster.trained)
+    notes = [note for row in rows for note in row["notes"]]
+    assert any("world math is paused" in note and "gone" in note for note in notes)
+    assert "world math works again and goes on" in notes and rows[-1]["paused"] == {}
