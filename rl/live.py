@@ -16,6 +16,8 @@ from rich.text import Text
 
 from rl.config import RunConfig
 from rl.metrics import Window
+from rl.status import HELDOUT, Board
+from rl.trackers import Trackers
 
 PLAIN_EVERY_S = 15.0
 SMOOTH = 0.7
@@ -25,8 +27,15 @@ SMOOTH = 0.7
 class Page:
     """Takes what happens and shows it. Never decides anything."""
 
-    def __init__(self, settings: RunConfig, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        settings: RunConfig,
+        console: Console | None = None,
+        board: Board | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.settings = settings
+        self.board, self.trackers = board or Board(), trackers or Trackers()
         self.console = console or Console(file=sys.stdout)
         self.began = time.monotonic()
         self.first_step_s: float | None = None
@@ -48,6 +57,7 @@ class Page:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.trackers.finish()
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
 
@@ -56,10 +66,20 @@ class Page:
     def phase(self, name: str) -> None:
         self._phase, self._phase_began = name, time.monotonic()
         self._done = self._total = 0
+        self.board.phase(name)
         self._line(name, always=True)
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if self._live is None:
+            self._line(text, always=True)
+        else:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         self._done, self._total = done, total
+        self.board.renew(HELDOUT)
+        self.board.tick()
         self._line(f"{self._phase}: {done}/{total}{self._left()} {note}".rstrip())
 
     def waiting(self, reason: str, window: Window) -> None:
@@ -67,6 +87,8 @@ class Page:
 
     def step(self, row: dict[str, Any]) -> None:
         self._row = row
+        self.trackers.step(row)
+        self._tell_of_trackers()
         if self.first_step_s is None:
             self.first_step_s = time.monotonic() - self.began
         for world, seen in row["worlds"].items():
@@ -83,8 +105,14 @@ class Page:
 
     def measured(self, when: str, row: dict[str, Any]) -> None:
         self._measured[when] = row
+        self.trackers.measured(when, row)
+        self._tell_of_trackers()
         found = "  ".join(f"{world} {seen['pass@1']:.2f} (n={seen['n']})" for world, seen in row["worlds"].items())
         self._line(f"held-out success {when}: {found}", always=True)
+
+    def _tell_of_trackers(self) -> None:
+        while self.trackers.said:
+            self.say(self.trackers.said.pop(0))
 
     # -- how it looks ---------------------------------------------------------------------------------------------
 
@@ -119,11 +147,20 @@ class Page:
                     f"max {row['staleness_max']} of {self.settings.train.max_staleness}\n"
                     f"last step: waited {row['wait_s']:.1f} s, learnt {row['learn_s']:.1f} s, "
                     f"swapped weights {row['publish_s']:.2f} s\n"
-                    f"the trainer waits for {self._waiting or 'nothing'}"
+                    f"{self._waits()}"
                 )
             )
         title = f"{self.settings.name}   {_clock(time.monotonic() - self.began)}"
         return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
+
+    def _waits(self) -> str:
+        """What the driver waits for now, and since when where that is long."""
+        facts = self.board.facts()
+        waits = [f"{row['what']} from {row['owner']}, {_clock(row['for_s'])}" for row in facts["waits"]]
+        if oldest := facts["oldest_lease"]:
+            waits.append(f"{facts['leases']} leases, the oldest {_clock(oldest['for_s'])}")
+        missing = f" ({self._waiting})" if self._waiting else ""
+        return f"waits for {'; '.join(waits) or 'nothing'}{missing}"
 
     def _worlds(self) -> Table:
         table = Table(box=None, pad_edge=False, expand=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from rl.trajectory import Member, Trajectory
 
 WORLD_TIMEOUT_S = 900.0
 """A single call into a world that takes longer, waiting for a sandbox included, will never end."""
+
+STAGES: Counter[str] = Counter()
+"""Attempts of this process by what they wait for at this moment: `generate`, `env`, `measure`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +158,10 @@ class _Clock:
 
     def __enter__(self) -> None:
         self._began = time.monotonic()
+        STAGES[self._name] += 1
 
     def __exit__(self, *_: object) -> None:
+        STAGES[self._name] -= 1
         self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.monotonic() - self._began
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from rl import algorithms, config, evaluate, metrics, warmstart
+from rl import algorithms, config, evaluate, metrics, selftest, status, trackers, warmstart
 from rl.buffer import Buffer, tokens_of, useful
 from rl.config import RunConfig
 from rl.live import Page
@@ -39,6 +39,8 @@ class Training:
         self.algorithm = algorithms.load(settings.algorithm.name, **settings.algorithm.args)
         self.buffer = Buffer(settings.learner.batch_tokens, 0 if settings.train.sync else settings.train.max_staleness)
         self.window = metrics.Window()
+        self.waits = page.board
+        self.waits.describe = self.facts
         self.version = 0
         self.tokens = 0
         self.owed: list[Lease] = []
@@ -52,7 +54,9 @@ class Training:
         feeding = asyncio.create_task(self.feed())
         try:
             while not self.done:
-                await self.step(await self.unless_stopped(self.buffer.take(self.version), feeding))
+                async with self.waits.on(status.BATCH, owner="rollouts"):
+                    groups = await self.unless_stopped(self.buffer.take(self.version), feeding)
+                await self.step(groups)
         finally:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
@@ -61,7 +65,8 @@ class Training:
         while not self.done:
             while not self.buffer.full:
                 wave = asyncio.gather(*(self.play() for _ in range(self.settings.train.groups)))
-                await self.unless_stopped(wave)
+                async with self.waits.on(status.BATCH, owner="rollouts"):
+                    await self.unless_stopped(wave)
             await self.step(await self.buffer.take(self.version))
 
     # -- their parts ----------------------------------------------------------------------------------------------
@@ -93,9 +98,11 @@ class Training:
         """Lease a task, have its group played, set the advantages, hand it on."""
         lease, version = self.lease(), self.version
         self.buffer.admit(lease.id, version)
-        group = await self.cluster.play(
-            lease.world, "train", lease.index, lease.id, version, self.settings.rollout.group_size
-        )
+        async with self.waits.on(f"task {lease.index} of {lease.world}", owner="rollouts", lease=lease.id):
+            group = await self.cluster.play(
+                lease.world, "train", lease.index, lease.id, version, self.settings.rollout.group_size
+            )
+        self.waits.renew(status.BATCH)
         self.algorithm.advantages(group)
         self.run.keep(group, "train")
         self.window.add(group)
@@ -126,15 +133,18 @@ class Training:
     async def step(self, groups: Sequence[Group]) -> None:
         """One optimiser step; its weights in every engine; its rows in ledger and metrics."""
         began, trained_at = time.monotonic(), self.version
-        learnt = await self.cluster.step(groups)
+        async with self.waits.on(status.STEP, owner="learner"):
+            learnt = await self.cluster.step(groups)
         version = int(learnt["version"])
         self.run.settle(groups, "trained", version)
         learnt_at = time.monotonic()
-        pause_s = await self.cluster.publish()
+        async with self.waits.on(status.PUBLISH, owner="engines"):
+            swapped = await self.cluster.publish()
         self.version = version  # only now: what is admitted from here on is sampled by these weights
         self.tokens += sum(tokens_of(group) for group in groups)
-        seconds = {"learn": learnt_at - began, "publish": time.monotonic() - learnt_at, "pause": pause_s}
-        row = self.window.row(groups, trained_at, learnt, seconds, self.tokens)
+        seconds = {"learn": learnt_at - began, "publish": time.monotonic() - learnt_at, "pause": swapped.pause_s}
+        self.waits.swap = swapped.row(seconds["publish"])
+        row = self.window.row(groups, trained_at, learnt, seconds, self.tokens) | {"swap": self.waits.swap}
         self.run.append("metrics.jsonl", row)
         self.page.step(row)
         if self.version % self.settings.train.checkpoint_every == 0:
@@ -143,7 +153,8 @@ class Training:
     async def checkpoint(self) -> None:
         folder = self.run.checkpoint(self.version)
         if self.version and not folder.exists():
-            await self.cluster.save(folder)
+            async with self.waits.on(status.SAVE, owner="learner"):
+                await self.cluster.save(folder)
             self.run.flush()
 
     async def unless_stopped(self, work: Awaitable[T], *others: asyncio.Task[Any]) -> T:
@@ -161,6 +172,16 @@ class Training:
             stopping.cancel()
             if not working.done():
                 working.cancel()
+
+    def facts(self) -> dict[str, Any]:
+        """For `status.json`."""
+        ready = {"ready": self.buffer.tokens, "wanted": self.buffer.batch_tokens}
+        return {
+            "step": self.version,
+            "steps": self.settings.train.steps,
+            "tokens": self.tokens,
+            "batch": {**ready, "reason": self.buffer.waiting_for(self.version)},
+        }
 
     # -- the whole run --------------------------------------------------------------------------------------------
 
@@ -180,9 +201,10 @@ class Training:
 
     async def measure(self, when: str) -> None:
         self.page.phase(f"measuring held-out success {when}")
-        row = await self.unless_stopped(
-            evaluate.measure(self.cluster, self.settings, self.version, self.run, self.page)
-        )
+        async with self.waits.on(status.HELDOUT, owner="rollouts"):
+            row = await self.unless_stopped(
+                evaluate.measure(self.cluster, self.settings, self.version, self.run, self.page)
+            )
         self.run.append("evals.jsonl", {"when": when, **row})
         self.page.measured(when, row)
 
@@ -196,18 +218,25 @@ def train(settings: RunConfig, *, resume: bool) -> int:
             "training expects 1 and 1, since the recorded log-probabilities are the policy's own"
         )
     (Run.check_resumable if resume else Run.check_new)(settings.folder)
+    trackers.check(settings.train.trackers)
     preflight(settings)
     run = Run.reopen(settings.folder) if resume else Run.create(settings.folder)
+    board = status.Board(run.folder, settings.train.deadline_s)
     try:
         if not resume:
             config.save(settings, run.folder / "config.yaml")
-        with Page(settings) as page:
+        tracked = trackers.start(settings.train.trackers, run.folder, settings.name, config.plain(settings))
+        with Page(settings, board=board, trackers=tracked) as page:
             model, warm_s = settings.policy.model, 0.0
             if model is None:
                 folder, warm_s = warmstart.ensure(settings, page)
                 model = str(folder)
             stopped = asyncio.run(_drive(settings, run, page, model))
         _summarise(run, settings, time.monotonic() - began, warm_s, page.first_step_s, stopped)
+        board.end("stopped" if stopped else "done")
+    except BaseException as error:
+        board.end("failed", f"{type(error).__name__}: {error}")
+        raise
     finally:
         run.close()
     return 130 if stopped else 0
@@ -237,17 +266,23 @@ async def _drive(settings: RunConfig, run: Run, page: Page, model: str) -> bool:
     page.phase("starting engine, workers and learner")
     latest = run.latest()
     training = Training(settings, run, cluster, page)
+    watching = asyncio.create_task(page.board.watch(cluster.look))
     try:
         _on_signals(training.stop.set)
         starting = cluster.start(model, run.logs, learn=True, checkpoint=str(latest.resolve()) if latest else None)
-        await training.unless_stopped(starting)
+        async with page.board.on("the processes to start", owner="ray"):
+            await training.unless_stopped(starting)
         _on_signals(training.stop.set)  # Ray has put its own handlers in place of ours
         if latest:
             training.version = int(latest.name)
-            await cluster.publish()
+            async with page.board.on(status.PUBLISH, owner="engines"):
+                await cluster.publish()
         training.owed = run.rewind(training.version)
         run.truncate("metrics.jsonl", training.version)
         training.tokens = max((row["tokens"] for row in run.rows("metrics.jsonl")), default=0)
+        if settings.train.selftest:
+            async with page.board.on(status.SELFTEST, owner="engines, rollouts and learner"):
+                await training.unless_stopped(selftest.run(cluster, settings, training.version, run, page))
         await training.learn()
         return False
     except Stopped:
@@ -255,6 +290,7 @@ async def _drive(settings: RunConfig, run: Run, page: Page, model: str) -> bool:
     finally:
         page.phase("closing")
         await cluster.close()
+        watching.cancel()
 
 
 def _on_signals(stop: Callable[[], None]) -> None:

@@ -12,25 +12,27 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 import envs
 from envs import Split, sandboxes
 from policy import engines
 from policy.engines import Canary, Completion, EngineLost, Sampling
-from policy.weights import Weights
-from rl import rollout
+from policy.weights import Swapped, Weights
+from rl import rollout, selftest
 from rl.config import RunConfig
 from rl.trajectory import Group, Member
 
 GENERATE_TIMEOUT_S = 600.0
 START_TIMEOUT_S = 600.0
 CLOSE_TIMEOUT_S = 30.0
+LOOK_TIMEOUT_S = 1.0
 CANARY_TOKENS = 24
 
 
@@ -63,7 +65,7 @@ class Generator:
     async def generate(self, ids: Sequence[int], sampling: Sampling) -> Completion:
         return await self.engine.generate(ids, sampling)
 
-    async def swap(self, weights: Weights, canary: Canary) -> float:
+    async def swap(self, weights: Weights, canary: Canary) -> Swapped:
         return await self.engine.swap(weights.check(), weights.version, canary)
 
     async def close(self) -> None:
@@ -105,21 +107,31 @@ class RolloutWorker:
 
     async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
         """One group: `size` attempts at the task at `index`."""
-        place = self.worlds[world]
-        settings, policy = self.config.rollout, self.config.policy
-        limits = rollout.Limits(
-            context=policy.context,
-            turn_tokens=policy.turn_tokens,
-            turns=place.max_turns,
-            timeout_s=settings.episode_timeout_s,
-            temperature=policy.temperature,
-            top_p=policy.top_p,
-        )
-        task = place.task(split, index)
+        place, settings = self.worlds[world], self.config.rollout
+        task, limits = place.task(split, index), self.limits(world)
         members = await rollout.play_group(
             place, task, size, self.engine, self.chat, limits, self.config.rewards, settings.replace_lost
         )
         return Group(lease=lease, world=world, version=version, members=members)
+
+    def limits(self, world: str) -> rollout.Limits:
+        policy = self.config.policy
+        return rollout.Limits(
+            context=policy.context,
+            turn_tokens=policy.turn_tokens,
+            turns=self.worlds[world].max_turns,
+            timeout_s=self.config.rollout.episode_timeout_s,
+            temperature=policy.temperature,
+            top_p=policy.top_p,
+        )
+
+    async def expert(self, world: str, index: int) -> Member:
+        """The scripted expert's attempt at a training task, played and scored like any other."""
+        return await selftest.play_expert(self, world, index)
+
+    def look(self) -> dict[str, int]:
+        """Attempts by what they do at this moment."""
+        return {**rollout.STAGES, "sandbox": self.pool.stats["waiting"]}
 
     async def close(self) -> None:
         for world in self.worlds.values():
@@ -173,6 +185,10 @@ class LearnerWorker:
 
     def save(self, folder: Path) -> None:
         self.learner.save(folder)
+
+    def score(self, members: Sequence[Member]) -> tuple[list[list[float]], dict[str, float]]:
+        """For the self-tests: log-probabilities of each member's tokens, and what a step on all would report."""
+        return [self.learner.logprobs(member.trajectory.ids) for member in members], self.learner.rehearse(members)
 
 
 def preflight(config: RunConfig) -> None:
@@ -275,13 +291,31 @@ class Cluster:
     async def step(self, groups: Sequence[Group]) -> dict[str, float]:
         return await self.learner.step.remote([member for group in groups for member in group.valid])
 
-    async def publish(self) -> float:
-        """Swap the learner's weights into every engine, verified. Returns the longest pause of one, in seconds."""
+    async def publish(self) -> Swapped:
+        """Swap the learner's weights into every engine, verified. Returns the swap with the longest pause."""
         weights, canary = self.learner.weights.remote(), self.learner.canary.remote()
-        return max(await asyncio.gather(*(g.swap.remote(weights, canary) for g in self.generators)))
+        try:
+            return max(await asyncio.gather(*(g.swap.remote(weights, canary) for g in self.generators)))
+        except RayTaskError as error:
+            raise error.cause from None  # the sentence, without the remote trace, which is in the log
 
     async def save(self, folder: Path) -> None:
         await self.learner.save.remote(folder.resolve())
+
+    async def expert(self, world: str, index: int) -> Member:
+        return await self.workers[next(self._turn) % len(self.workers)].expert.remote(world, index)
+
+    async def score(self, members: Sequence[Member]) -> tuple[list[list[float]], dict[str, float]]:
+        return await self.learner.score.remote(members)
+
+    async def look(self) -> dict[str, int]:
+        """Attempts by what they do at this moment, in the workers that answer at once."""
+        asked = (asyncio.wait_for(worker.look.remote(), LOOK_TIMEOUT_S) for worker in self.workers)
+        seen = await asyncio.gather(*asked, return_exceptions=True)
+        attempts: Counter[str] = Counter()
+        for row in seen:
+            attempts.update(row if isinstance(row, dict) else {})
+        return attempts
 
     async def close(self) -> None:
         """Close what was started, politely and then not; remove Ray's own files."""
