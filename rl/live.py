@@ -146,10 +146,10 @@ class Page:
                     f"staleness mean {row['staleness_mean']:.1f}, "
                     f"max {row['staleness_max']} of {self.settings.train.max_staleness}\n"
                     f"last step: waited {row['wait_s']:.1f} s, learnt {row['learn_s']:.1f} s, "
-                    f"swapped weights {row['publish_s']:.2f} s\n"
-                    f"{self._waits()}"
+                    f"swapped weights {row['publish_s']:.2f} s"
                 )
             )
+        parts.append(Text(self._waits(), style="dim"))
         title = f"{self.settings.name}   {_clock(time.monotonic() - self.began)}"
         return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
 

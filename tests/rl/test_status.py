@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
@@ -107,8 +106,15 @@ def test_a_live_run_is_told_from_the_folder_alone(tmp_path: Path, capsys: pytest
 
 def test_a_driver_that_died_is_told_with_its_last_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder(tmp_path)
-    code = f"import sys, time; sys.path.insert(0, {os.getcwd()!r})\nfrom pathlib import Path\nfrom rl.status import Board\n"
-    code += f"board = Board(Path({str(run)!r})); board.phase('learning'); print('up', flush=True); time.sleep(600)"
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(Path.cwd())!r})
+from pathlib import Path
+from rl.status import Board
+Board(Path({str(run)!r})).phase("learning")
+print("up", flush=True)
+time.sleep(600)
+"""
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None and driver.stdout.readline() == "up\n"
     assert main(["status", str(run), "--json"]) == 0
