@@ -159,7 +159,7 @@ class Page:
         waits = [f"{row['what']} from {row['owner']}, {_clock(row['for_s'])}" for row in facts["waits"]]
         if oldest := facts["oldest_lease"]:
             waits.append(f"{facts['leases']} leases, the oldest {_clock(oldest['for_s'])}")
-        missing = f" ({self._waiting})" if self._waiting else ""
+        missing = f" ({self._waiting})" if self._waiting not in ("", "nothing") else ""
         return f"waits for {'; '.join(waits) or 'nothing'}{missing}"
 
     def _worlds(self) -> Table:

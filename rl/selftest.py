@@ -117,8 +117,8 @@ def compared(
     agreement = Finding(
         "agreement",
         mean <= mean_limit and worst <= max_limit,
-        f"engine and learner differ by {mean:.1e} nats in the mean (at most {mean_limit:g}) and {worst:.1e} at worst "
-        f"(at most {max_limit:g}, {where}) over {len(gaps)} sampled tokens of {len(members)} attempts",
+        f"engine and learner differ by {mean:.1e} nats a token (at most {mean_limit:g}), at worst, in {where}, by "
+        f"{worst:.1e} (at most {max_limit:g}); {len(gaps)} tokens",
         {
             "mean": mean,
             "max": worst,

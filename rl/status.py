@@ -284,12 +284,12 @@ def _minute(minute: Mapping[str, Any]) -> list[str]:
     ]
     if minute["engine_starved"] is not None:
         attempts = minute["attempts"]
-        in_words = {"generate": "generating", "env": "acting", "measure": "being judged", "sandbox": "in the queue"}
+        in_words = {"generate": "generating", "env": "acting", "measure": "being judged"}
         split = ", ".join(f"{attempts.get(name, 0.0):.1f} {word}" for name, word in in_words.items())
         lines += [
             f"  engine starved {minute['engine_starved']:.0%}, sandbox queue {minute['sandbox_queue']:.0%}, "
             f"judge queue {minute['judge_queue']:.0%} of the time",
-            f"  attempts, on average: {split} for a sandbox",
+            f"  attempts, on average: {split}; of these {attempts.get('sandbox', 0.0):.1f} in the queue for a sandbox",
         ]
     if minute["driver_late_s"] > EVERY_S:
         lines.append(f"  the driver's own loop is {minute['driver_late_s']:.1f} s late")

@@ -56,7 +56,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def start(names: Sequence[str], folder: Path, run: str, settings: Mapping[str, Any]) -> Trackers:
-    """Start them on a run's folder; files go below it, to `<tracker>/`. Call `check` first."""
+    """Start them on a run's folder; what they write goes to `<tracker>/` in it. Call `check` first."""
     if not names:
         return Trackers()
     from accelerate import PartialState
@@ -67,8 +67,7 @@ def start(names: Sequence[str], folder: Path, run: str, settings: Mapping[str, A
     for name in names:
         kind = LOGGER_TYPE_TO_CLASS[name]
         if name == "wandb":
-            (folder / name).mkdir(exist_ok=True)
-            tracker = kind(PROJECT, name=run, dir=str(folder / name), config=dict(settings))
+            tracker = kind(PROJECT, name=run, dir=str(folder), config=dict(settings))
         elif kind.requires_logging_directory:
             tracker = kind(name, logging_dir=str(folder))
         else:

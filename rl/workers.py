@@ -23,7 +23,7 @@ from ray.exceptions import RayActorError, RayTaskError
 import envs
 from envs import Split, sandboxes
 from policy import engines
-from policy.engines import Canary, Completion, EngineLost, Sampling
+from policy.engines import Canary, Completion, EngineError, EngineLost, Sampling
 from policy.weights import Swapped, Weights
 from rl import rollout, selftest
 from rl.config import RunConfig
@@ -297,7 +297,9 @@ class Cluster:
         try:
             return max(await asyncio.gather(*(g.swap.remote(weights, canary) for g in self.generators)))
         except RayTaskError as error:
-            raise error.cause from None  # the sentence, without the remote trace, which is in the log
+            if isinstance(error.cause, EngineError):
+                raise error.cause from None  # its sentence says it all
+            raise
 
     async def save(self, folder: Path) -> None:
         await self.learner.save.remote(folder.resolve())
