@@ -35,7 +35,8 @@ class Page:
         trackers: Trackers | None = None,
     ) -> None:
         self.settings = settings
-        self.board, self.trackers = board or Board(), trackers or Trackers()
+        self.board = board or Board(deadline_s=settings.train.deadline_s)
+        self.trackers = trackers or Trackers()
         self.console = console or Console(file=sys.stdout)
         self.began = time.monotonic()
         self.first_step_s: float | None = None

@@ -200,7 +200,7 @@ def _interval(good: int, count: int) -> tuple[float, float]:
 async def play_expert(worker: RolloutWorker, world: str, index: int) -> Member:
     """In a rollout worker: the expert says its turns where the policy would; what it is lost to is tried once more.
 
-    A task without an expert comes back as cancelled.
+    A task without an expert comes back as cancelled, one whose expert breaks as crashed.
     """
     place = worker.worlds[world]
     task = place.task("train", index)
@@ -209,6 +209,9 @@ async def play_expert(worker: RolloutWorker, world: str, index: int) -> Member:
         messages = place.demonstrate(task, random.Random(task.key), err=False)
     except (NotImplementedError, AttributeError, ValueError):
         return Member(Trajectory(), Episode(task=task, messages=[], outcome=Outcome.CANCELLED))
+    except Exception as error:  # a world is a plug-in: what its code raises cannot be foreseen
+        crashed = Episode(task=task, messages=[], outcome=Outcome.ENV_CRASHED, error=f"{type(error).__name__}: {error}")
+        return Member(Trajectory(), crashed)
     turns = [worker.chat.encode(m["content"]) for m in messages if m["role"] == "assistant"]
     engine = Recital([[*turn, worker.chat.stop_ids[0]] for turn in turns])
     member = await rollout.play(place, task, engine, worker.chat, limits, worker.config.rewards)

@@ -55,8 +55,13 @@ def check(names: Sequence[str]) -> None:
             )
 
 
-def start(names: Sequence[str], folder: Path, run: str, settings: Mapping[str, Any]) -> Trackers:
-    """Start them on a run's folder; what they write goes to `<tracker>/` in it. Call `check` first."""
+def start(
+    names: Sequence[str], folder: Path, run: str, settings: Mapping[str, Any], resumed_at: int | None = None
+) -> Trackers:
+    """Start them on a run's folder; what they write goes to `<tracker>/` in it. Call `check` first.
+
+    Of a run that is resumed at a step, TensorBoard hides what it was told of later ones, which come again.
+    """
     if not names:
         return Trackers()
     from accelerate import PartialState
@@ -69,7 +74,8 @@ def start(names: Sequence[str], folder: Path, run: str, settings: Mapping[str, A
         if name == "wandb":
             tracker = kind(PROJECT, name=run, dir=str(folder), config=dict(settings))
         elif kind.requires_logging_directory:
-            tracker = kind(name, logging_dir=str(folder))
+            purged = {} if resumed_at is None or name != "tensorboard" else {"purge_step": resumed_at + 1}
+            tracker = kind(name, logging_dir=str(folder), **purged)
         else:
             tracker = kind(PROJECT)
         try:

@@ -225,7 +225,9 @@ def train(settings: RunConfig, *, resume: bool) -> int:
     try:
         if not resume:
             config.save(settings, run.folder / "config.yaml")
-        tracked = trackers.start(settings.train.trackers, run.folder, settings.name, config.plain(settings))
+        latest = run.latest()
+        resumed_at = (int(latest.name) if latest else 0) if resume else None
+        tracked = trackers.start(settings.train.trackers, run.folder, settings.name, config.plain(settings), resumed_at)
         with Page(settings, board=board, trackers=tracked) as page:
             model, warm_s = settings.policy.model, 0.0
             if model is None:

@@ -12,6 +12,7 @@ import pytest
 from rl import status
 from rl.cli import main
 from rl.status import Board, WaitedTooLong
+from tests.rl.test_train import SlowCluster, trained
 
 
 def folder(tmp_path: Path) -> Path:
@@ -48,9 +49,9 @@ def test_past_its_deadline_a_wait_ends_in_one_sentence_unless_something_came_in(
             await asyncio.sleep(60)
 
     async def renewed() -> None:
-        async with board.on(status.BATCH, owner="rollouts", deadline_s=5):
+        async with board.on(status.BATCH, owner="rollouts", deadline_s=3):
             for _ in range(8):
-                await asyncio.sleep(1)
+                await asyncio.sleep(0.5)
                 board.renew(status.BATCH)
 
     with pytest.raises(
@@ -171,3 +172,31 @@ def test_no_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[st
     Board(folder(tmp_path)).phase("learning")
     assert main(["status", str(tmp_path / "nowhere")]) == 2
     assert "available beside it: run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("hangs", "words"),
+    [
+        ("play", "for (a batch|task 0 of math), which rollouts should bring"),
+        ("step", "for an optimiser step, which learner should bring"),
+        ("publish", "for new weights in the engines, which engines should bring"),
+    ],
+)
+def test_whatever_hangs_in_the_loop_ends_the_run_and_is_named(
+    tmp_path: Path, hangs: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = SlowCluster()
+
+    async def never(*_: object) -> None:
+        await asyncio.sleep(600)
+
+    monkeypatch.setattr(cluster, hangs, never)
+    with pytest.raises(WaitedTooLong, match=words):
+        trained(tmp_path, cluster, "train.deadline_s=2")
+
+
+def test_every_step_says_what_its_swap_cost(tmp_path: Path) -> None:
+    trained(tmp_path, SlowCluster(), "train.steps=2")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["swap"]["publish_s"] >= 0.03 for row in rows] == [True, True]
+    assert rows[0]["swap"].keys() >= {"pause_s", "bytes_per_s", "overlap", "read_back", "canary_gap"}

@@ -36,6 +36,21 @@ def test_tensorboard_holds_every_step(tmp_path: Path) -> None:
     assert [e.value for e in read.Scalars("heldout/math/pass@1")] == [0.125]
 
 
+def test_tensorboard_shows_the_steps_of_a_resumed_run_once(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    first = trackers.start(["tensorboard"], tmp_path, "run", {})
+    for step in (1, 2, 3):
+        first.step({"step": step, "loss": 1.0})
+    first.finish()
+    again = trackers.start(["tensorboard"], tmp_path, "run", {}, resumed_at=1)
+    for step in (2, 3, 4):
+        again.step({"step": step, "loss": 2.0})
+    again.finish()
+    read = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert [(e.step, e.value) for e in read.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
+
+
 def test_an_unknown_tracker_and_a_missing_package_are_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
