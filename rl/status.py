@@ -257,10 +257,7 @@ def _headline(folder: Path, facts: Mapping[str, Any], ago: str) -> str:
         case "held up":
             return f"its driver (process {facts['pid']}) is there but has not written for {ago}: {facts['phase']}"
         case "gone":
-            return (
-                f"its driver (process {facts['pid']}) is gone since at most {ago} ago, without a word; "
-                f"it was {facts['phase']}"
-            )
+            return f"its driver (process {facts['pid']}) is gone; {ago} ago it still wrote: {facts['phase']}"
         case "failed":
             return f"failed {ago} ago while {facts['phase']}: {facts['why']}"
         case "stopped":

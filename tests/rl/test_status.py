@@ -124,7 +124,7 @@ time.sleep(600)
     driver.wait()
     assert main(["status", str(run)]) == 1
     said = capsys.readouterr().out
-    assert f"its driver (process {driver.pid}) is gone" in said and "it was learning" in said
+    assert f"its driver (process {driver.pid}) is gone" in said and "it still wrote: learning" in said
     assert "out of memory" in said and f"rl train {run / 'config.yaml'} --resume" in said
 
 
