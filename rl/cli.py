@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--out", metavar="FILE", help="write the result as JSON, with hashes")
     check.set_defaults(run=_check)
 
+    status = commands.add_parser("status", help="what a run waits for, and how its last minute went")
+    status.add_argument("folder", metavar="RUN", help="a run folder, as runs/quickstart")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(run=_status)
+
     report = commands.add_parser("report", help="what a run achieved: a table, and learning curves as a PNG")
     report.add_argument("folder", metavar="RUN", help="a run folder, as runs/quickstart")
     report.add_argument("--json", action="store_true", help="print JSON, draw nothing")
@@ -90,11 +95,14 @@ def _train(args: argparse.Namespace) -> int:
     from rl import config
 
     settings = config.load(args.config, args.overrides)
+    from policy.engines import EngineError
+    from rl.selftest import SelfTestFailed
+    from rl.status import WaitedTooLong
     from rl.train import MachineryDown, train
 
     try:
         code = train(settings, resume=args.resume)
-    except MachineryDown as error:
+    except (MachineryDown, EngineError, SelfTestFailed, WaitedTooLong) as error:
         print(f"rl train: {error}", file=sys.stderr)
         return 1
     if code == 0:
@@ -126,6 +134,12 @@ def _check(args: argparse.Namespace) -> int:
 
     settings = config.values(args.overrides)
     return check(args.world, settings, tasks=args.tasks, deadline_s=args.deadline, as_json=args.json, out=args.out)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from rl import status
+
+    return status.show(Path(args.folder), as_json=args.json)
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -128,6 +128,12 @@ class TrainConfig:
     """No token is trained on that a policy more than this many steps old has sampled."""
     checkpoint_every: int = 20
     learner_gpus: float = 0.0
+    selftest: bool = True
+    """Before learning, check that engine, learner, loss and graders agree: some seconds (rl/selftest.py)."""
+    deadline_s: float = 7200.0
+    """Longest that the driver waits for one group, batch, step, swap or checkpoint before the run stops."""
+    trackers: list[str] = field(default_factory=list)
+    """Where each step's figures go beside metrics.jsonl, by accelerate's names: tensorboard, wandb, …"""
 
 
 @dataclass
@@ -307,6 +313,7 @@ def _ranges(config: RunConfig) -> None:
         "engine.count": config.engine.count,
         "train.groups": config.train.groups,
         "train.checkpoint_every": config.train.checkpoint_every,
+        "train.deadline_s": config.train.deadline_s,
         "eval.tasks": config.eval.tasks,
         "eval.samples": config.eval.samples,
     }

@@ -130,6 +130,16 @@ class Learner:
             "tokens_per_s": batch.tokens / seconds,
         }
 
+    def rehearse(self, members: Sequence[Member]) -> dict[str, float]:
+        """What a step on these members would report, as means over sampled tokens, without taking it."""
+        sums: dict[str, float] = {}
+        for micro in pack(members, self.settings.row_tokens).split(rows=1):
+            for name, value in self._backward(micro).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        self.optimizer.zero_grad()
+        count = sums.pop("tokens")
+        return {name: value / count for name, value in sums.items()}
+
     def _set_rate(self) -> float:
         """Linear warm-up, then constant: a function of the version alone, so that a restart needs no schedule."""
         settings = self.settings

@@ -16,6 +16,8 @@ from rich.text import Text
 
 from rl.config import RunConfig
 from rl.metrics import Window
+from rl.status import HELDOUT, Board
+from rl.trackers import Trackers
 
 PLAIN_EVERY_S = 15.0
 SMOOTH = 0.7
@@ -25,8 +27,16 @@ SMOOTH = 0.7
 class Page:
     """Takes what happens and shows it. Never decides anything."""
 
-    def __init__(self, settings: RunConfig, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        settings: RunConfig,
+        console: Console | None = None,
+        board: Board | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.settings = settings
+        self.board = board or Board(deadline_s=settings.train.deadline_s)
+        self.trackers = trackers or Trackers()
         self.console = console or Console(file=sys.stdout)
         self.began = time.monotonic()
         self.first_step_s: float | None = None
@@ -49,6 +59,7 @@ class Page:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.trackers.finish()
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
 
@@ -57,10 +68,20 @@ class Page:
     def phase(self, name: str) -> None:
         self._phase, self._phase_began = name, time.monotonic()
         self._done = self._total = 0
+        self.board.phase(name)
         self._line(name, always=True)
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if self._live is None:
+            self._line(text, always=True)
+        else:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         self._done, self._total = done, total
+        self.board.renew(HELDOUT)
+        self.board.tick()
         self._line(f"{self._phase}: {done}/{total}{self._left()} {note}".rstrip())
 
     def waiting(self, reason: str, window: Window) -> None:
@@ -68,6 +89,8 @@ class Page:
 
     def step(self, row: dict[str, Any]) -> None:
         self._row = row
+        self.trackers.step(row)
+        self._tell_of_trackers()
         if self.first_step_s is None:
             self.first_step_s = time.monotonic() - self.began
         for world, seen in row["worlds"].items():
@@ -84,6 +107,8 @@ class Page:
 
     def measured(self, when: str, row: dict[str, Any]) -> None:
         self._measured[when] = row
+        self.trackers.measured(when, row)
+        self._tell_of_trackers()
         found = "  ".join(f"{world} {seen['pass@1']:.2f} (n={seen['n']})" for world, seen in row["worlds"].items())
         self._line(f"held-out success {when}: {found}", always=True)
 
@@ -91,6 +116,10 @@ class Page:
         """Something a person should know: a world was paused, a process was started again."""
         self._notes = [*self._notes[-2:], f"[{_clock(time.monotonic() - self.began)}] {news}"]
         self._line(news, always=True)
+
+    def _tell_of_trackers(self) -> None:
+        while self.trackers.said:
+            self.say(self.trackers.said.pop(0))
 
     # -- how it looks ---------------------------------------------------------------------------------------------
 
@@ -124,13 +153,22 @@ class Page:
                     f"staleness mean {row['staleness_mean']:.1f}, "
                     f"max {row['staleness_max']} of {self.settings.train.max_staleness}\n"
                     f"last step: waited {row['wait_s']:.1f} s, learnt {row['learn_s']:.1f} s, "
-                    f"swapped weights {row['publish_s']:.2f} s\n"
-                    f"the trainer waits for {self._waiting or 'nothing'}"
+                    f"swapped weights {row['publish_s']:.2f} s"
                 )
             )
         parts += [Text(note, "yellow") for note in self._notes]
+        parts.append(Text(self._waits(), style="dim"))
         title = f"{self.settings.name}   {_clock(time.monotonic() - self.began)}"
         return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
+
+    def _waits(self) -> str:
+        """What the driver waits for now, and since when where that is long."""
+        facts = self.board.facts()
+        waits = [f"{row['what']} from {row['owner']}, {_clock(row['for_s'])}" for row in facts["waits"]]
+        if oldest := facts["oldest_lease"]:
+            waits.append(f"{facts['leases']} leases, the oldest {_clock(oldest['for_s'])}")
+        missing = f" ({self._waiting})" if self._waiting not in ("", "nothing") else ""
+        return f"waits for {'; '.join(waits) or 'nothing'}{missing}"
 
     def _worlds(self) -> Table:
         table = Table(box=None, pad_edge=False, expand=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 from envs import Split, World
 from policy.chat import Chat
 from policy.engines import Canary, Engine
-from policy.weights import Weights
-from rl import rollout
+from policy.weights import Swapped, Weights
+from rl import rollout, selftest
 from rl.config import RunConfig
 from rl.learner import Learner
-from rl.trajectory import Group
+from rl.trajectory import Group, Member
 
 
 class Local:
@@ -36,33 +36,32 @@ class Local:
 
     async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
         """One group: `size` attempts at the task at `index`."""
-        place, config = self.worlds[world], self.config
-        limits = rollout.Limits(
-            context=config.policy.context,
-            turn_tokens=config.policy.turn_tokens,
-            turns=place.max_turns,
-            timeout_s=config.rollout.episode_timeout_s,
-        )
-        seed = f"{config.seed}/{world}/{split}/{index}" if config.train.sync else None
+        place, settings = self.worlds[world], self.config.rollout
+        task, limits = place.task(split, index), self.limits(world)
+        seed = f"{self.config.seed}/{world}/{split}/{index}" if self.config.train.sync else None
         members = await rollout.play_group(
-            place,
-            place.task(split, index),
-            size,
-            self.engine,
-            self.chat,
-            limits,
-            config.rewards,
-            config.rollout.replace_lost,
-            seed,
+            place, task, size, self.engine, self.chat, limits, self.config.rewards, settings.replace_lost, seed
         )
         return Group(lease=lease, world=world, version=version, members=members)
+
+    def limits(self, world: str) -> rollout.Limits:
+        return rollout.limits(self.config, self.worlds[world])
+
+    async def expert(self, world: str, index: int) -> Member:
+        return await selftest.play_expert(self, world, index)
+
+    async def score(self, members: Sequence[Member]) -> tuple[list[list[float]], dict[str, float]]:
+        return await asyncio.to_thread(self.learner.score, members)
+
+    async def look(self) -> dict[str, int]:
+        return dict(rollout.STAGES)
 
     async def step(self, groups: Sequence[Group]) -> dict[str, float]:
         members = [member for group in groups for member in group.valid]
         return await asyncio.to_thread(self.learner.step, members)
 
-    async def publish(self) -> float:
-        """Give the learner's weights to the engine. Returns its pause, in seconds."""
+    async def publish(self) -> Swapped:
+        """Give the learner's weights to the engine."""
         weights = Weights.pack(self.learner.state(), self.learner.version)
         canary: Canary | None = None  # engines for one process have no model to ask
         return await self.engine.swap(weights.check(), weights.version, canary)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rl.status import swap_words
 from rl.store import Run
 
 SMOOTH_STEPS = 5
@@ -41,11 +42,22 @@ def facts(folder: Path) -> dict[str, Any]:
     return {
         "worlds": worlds,
         "joint": {"before": joint("before"), "after": joint("after")},
+        "swaps": swaps(run.rows("metrics.jsonl")),
         **{
             key: summary.get(key)
             for key in ("wall_s", "first_step_s", "steps", "tokens", "warmstart_s", "leaked_containers")
         },
     }
+
+
+def swaps(rows: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Means over the swaps of a run; of the canary the worst, and of the pause too. None where there was none."""
+    found = [row["swap"] for row in rows if "swap" in row]
+    if not found:
+        return None
+    means = {name: sum(swap[name] for swap in found) / len(found) for name in found[0]}
+    worst = {name: max(swap[name] for swap in found) for name in ("pause_s", "canary_gap")}
+    return {"count": len(found), **means, "pause_max_s": worst["pause_s"], "canary_gap": worst["canary_gap"]}
 
 
 def show(folder: Path, *, as_json: bool) -> int:
@@ -66,6 +78,10 @@ def show(folder: Path, *, as_json: bool) -> int:
         console.print(
             f"{found['steps']} steps on {found['tokens']:,} sampled tokens; {found['wall_s']:.0f} s in all, "
             f"{found['warmstart_s']:.0f} s of warm start; {found['leaked_containers']} containers left behind"
+        )
+    if swapped := found["swaps"]:
+        console.print(
+            f"weights swapped {swapped['count']} times, each verified: {swap_words(swapped)}", highlight=False
         )
     picture = folder / "curves.png"
     if draw([folder], picture):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,12 +19,16 @@ import rewards
 from envs import Env, EnvCrashed, Episode, Facts, MachineryError, Outcome, Split, Task, World
 from policy.chat import Chat
 from policy.engines import Completion, EngineError, Sampler, Sampling
+from rl.config import RunConfig
 from rl.trajectory import Member, Trajectory
 
 WORLD_TIMEOUT_S = 900.0
 """A single call into a world that takes longer, waiting for a sandbox included, will never end."""
 EPISODE_TIMEOUT_S = 4 * 3600.0
 """An attempt that takes longer, all its waits included, is cancelled."""
+
+STAGES: Counter[str] = Counter()
+"""Attempts of this process by what they wait for at this moment: `generate`, `env`, `measure`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,18 @@ class Limits:
     """Seconds that the policy's actions may run in all; queues, engines and measuring are the machinery's time."""
     temperature: float = 1.0
     top_p: float = 1.0
+
+
+def limits(config: RunConfig, world: World) -> Limits:
+    """The budgets of a run's episodes in one of its worlds."""
+    return Limits(
+        context=config.policy.context,
+        turn_tokens=config.policy.turn_tokens,
+        turns=world.max_turns,
+        timeout_s=config.rollout.episode_timeout_s,
+        temperature=config.policy.temperature,
+        top_p=config.policy.top_p,
+    )
 
 
 async def play(
@@ -187,8 +204,10 @@ class _Clock:
 
     def __enter__(self) -> None:
         self._began = time.monotonic()
+        STAGES[self._name] += 1
 
     def __exit__(self, *_: object) -> None:
+        STAGES[self._name] -= 1
         self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.monotonic() - self._began
 
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from rl import algorithms, config, evaluate, metrics, warmstart
+from rl import algorithms, config, evaluate, metrics, selftest, status, trackers, warmstart
 from rl.buffer import Buffer, tokens_of, useful
 from rl.config import RunConfig
 from rl.firewall import Firewall, LearnerDied, MachineryDown, Restarts, room_on
@@ -40,6 +40,8 @@ class Training:
         self.algorithm = algorithms.load(settings.algorithm.name, **settings.algorithm.args)
         self.buffer = Buffer(settings.learner.batch_tokens, 0 if settings.train.sync else settings.train.max_staleness)
         self.window = metrics.Window()
+        self.waits = page.board
+        self.waits.describe = self.facts
         self.version = 0
         self.tokens = 0
         self.owed: list[Lease] = []
@@ -59,7 +61,9 @@ class Training:
         feeding = asyncio.create_task(self.feed())
         try:
             while not self.done:
-                await self.step(await self.unless_stopped(self.buffer.take(self.version), feeding))
+                async with self.waits.on(status.BATCH, owner="rollouts"):
+                    groups = await self.unless_stopped(self.buffer.take(self.version), feeding)
+                await self.step(groups)
         finally:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
@@ -68,7 +72,8 @@ class Training:
         while not self.done:
             while not self.buffer.full:
                 wave = asyncio.gather(*(self.play() for _ in range(self.settings.train.groups)))
-                await self.unless_stopped(wave)
+                async with self.waits.on(status.BATCH, owner="rollouts"):
+                    await self.unless_stopped(wave)
             await self.step(await self.buffer.take(self.version))
 
     # -- their parts ----------------------------------------------------------------------------------------------
@@ -105,9 +110,11 @@ class Training:
         group = stored = self.run.stored(lease, at=version if self.settings.train.sync else None)
         self.buffer.admit(lease.id, stored.version if stored else version)
         if group is None:
-            group = await self.cluster.play(
-                lease.world, "train", lease.index, lease.id, version, self.settings.rollout.group_size
-            )
+            async with self.waits.on(f"task {lease.index} of {lease.world}", owner="rollouts", lease=lease.id):
+                group = await self.cluster.play(
+                    lease.world, "train", lease.index, lease.id, version, self.settings.rollout.group_size
+                )
+        self.waits.renew(status.BATCH)
         self.window.add(group)
         if stored is None:
             group = self.with_earlier(group)
@@ -149,14 +156,17 @@ class Training:
     async def step(self, groups: Sequence[Group]) -> None:
         """One optimiser step; its weights in every engine; its rows in ledger and metrics."""
         began, trained_at = time.monotonic(), self.version
-        learnt = await self.cluster.step(groups)
+        async with self.waits.on(status.STEP, owner="learner"):
+            learnt = await self.cluster.step(groups)
         version = int(learnt["version"])
         learnt_at = time.monotonic()
-        pause_s = await self.cluster.publish()
+        async with self.waits.on(status.PUBLISH, owner="engines"):
+            swapped = await self.cluster.publish()
         self.version = version  # only now: what is admitted from here on is sampled by these weights
         self.tokens += sum(tokens_of(group) for group in groups)
-        seconds = {"learn": learnt_at - began, "publish": time.monotonic() - learnt_at, "pause": pause_s}
-        row = self.window.row(groups, trained_at, learnt, seconds, self.tokens)
+        seconds = {"learn": learnt_at - began, "publish": time.monotonic() - learnt_at, "pause": swapped.pause_s}
+        self.waits.swap = swapped.row(seconds["publish"])
+        row = self.window.row(groups, trained_at, learnt, seconds, self.tokens) | {"swap": self.waits.swap}
         row |= {"notes": self.notes, "paused": self.firewall.paused()}
         self.notes = []
         self.run.trained(groups, version, row)
@@ -169,7 +179,8 @@ class Training:
         folder = self.run.checkpoint(self.version)
         if self.version and not folder.exists():
             self.run.secure()
-            await self.cluster.save(folder)
+            async with self.waits.on(status.SAVE, owner="learner"):
+                await self.cluster.save(folder)
             self.run.flush()
 
     async def unless_stopped(self, work: Awaitable[T], *others: asyncio.Task[Any]) -> T:
@@ -187,6 +198,16 @@ class Training:
             stopping.cancel()
             if not working.done():
                 working.cancel()
+
+    def facts(self) -> dict[str, Any]:
+        """For `status.json`."""
+        ready = {"ready": self.buffer.tokens, "wanted": self.buffer.batch_tokens}
+        return {
+            "step": self.version,
+            "steps": self.settings.train.steps,
+            "tokens": self.tokens,
+            "batch": {**ready, "reason": self.buffer.waiting_for(self.version)},
+        }
 
     # -- the whole run --------------------------------------------------------------------------------------------
 
@@ -208,9 +229,10 @@ class Training:
         if self.run.has_evaluated(when, self.version):
             return
         self.page.phase(f"measuring held-out success {when}")
-        row = await self.unless_stopped(
-            evaluate.measure(self.cluster, self.settings, self.version, self.run, self.page)
-        )
+        async with self.waits.on(status.HELDOUT, owner="rollouts"):
+            row = await self.unless_stopped(
+                evaluate.measure(self.cluster, self.settings, self.version, self.run, self.page)
+            )
         self.run.evaluated(when, row)
         self.page.measured(when, row)
 
@@ -224,19 +246,28 @@ def train(settings: RunConfig, *, resume: bool) -> int:
             "training expects 1 and 1, since the recorded log-probabilities are the policy's own"
         )
     (Run.check_resumable if resume else Run.check_new)(settings.folder)
+    trackers.check(settings.train.trackers)
     preflight(settings)
     with room_on(settings.folder):
         run = Run.reopen(settings.folder) if resume else Run.create(settings.folder)
+        board = status.Board(run.folder, settings.train.deadline_s)
         try:
             if not resume:
                 config.save(settings, run.folder / "config.yaml")
-            with Page(settings) as page:
+            latest = run.latest()
+            at = (int(latest.name) if latest else 0) if resume else None
+            tracked = trackers.start(settings.train.trackers, run.folder, settings.name, config.plain(settings), at)
+            with Page(settings, board=board, trackers=tracked) as page:
                 model, warm_s = settings.policy.model, 0.0
                 if model is None:
                     folder, warm_s = warmstart.ensure(settings, page)
                     model = str(folder)
                 stopped = _drive_on(settings, run, page, model)
             _summarise(run, settings, time.monotonic() - began, warm_s, page.first_step_s, stopped)
+            board.end("stopped" if stopped else "done")
+        except BaseException as error:
+            board.end("failed", f"{type(error).__name__}: {error}")
+            raise
         finally:
             run.close()
     return 130 if stopped else 0
@@ -279,16 +310,22 @@ async def drive(settings: RunConfig, run: Run, page: Page, model: str, cluster: 
     latest = run.latest()
     training = Training(settings, run, cluster, page)
     cluster.say = training.note
+    watching = asyncio.create_task(page.board.watch(cluster.look))
     try:
         _on_signals(training.stop.set)
         starting = cluster.start(model, run.logs, learn=True, checkpoint=str(latest.resolve()) if latest else None)
-        await training.unless_stopped(starting)
+        async with page.board.on("the processes to start", owner="ray"):
+            await training.unless_stopped(starting)
         _on_signals(training.stop.set)  # Ray has put its own handlers in place of ours
         if latest:
             training.version = int(latest.name)
-            await cluster.publish()
+            async with page.board.on(status.PUBLISH, owner="engines"):
+                await cluster.publish()
         training.owed = run.rewind(training.version, training.buffer.max_staleness)
         training.tokens = max((row["tokens"] for row in run.rows("metrics.jsonl")), default=0)
+        if settings.train.selftest:
+            async with page.board.on(status.SELFTEST, owner="engines, rollouts and learner"):
+                await training.unless_stopped(selftest.run(cluster, settings, training.version, run, page))
         await training.learn()
         return False
     except Stopped:
@@ -296,6 +333,7 @@ async def drive(settings: RunConfig, run: Run, page: Page, model: str, cluster: 
     finally:
         page.phase("closing")
         await cluster.close()
+        watching.cancel()
 
 
 def _on_signals(stop: Callable[[], None]) -> None:

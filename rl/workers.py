@@ -12,19 +12,20 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 import envs
 from envs import MachineryError, Split, sandboxes
 from policy import engines
-from policy.engines import Canary, Completion, EngineDied, EngineLost, Sampling
-from policy.weights import Weights
-from rl import rollout
+from policy.engines import Canary, Completion, EngineDied, EngineError, EngineLost, Sampling
+from policy.weights import Swapped, Weights
+from rl import rollout, selftest
 from rl.config import RunConfig
 from rl.firewall import ActorDied, LearnerDied, post_mortem
 from rl.supervise import PING_TIMEOUT_S, Hung, Seat, Supervisor, first_line, how
@@ -37,6 +38,7 @@ STEP_TIMEOUT_S = 4 * 3600.0
 SWAP_TIMEOUT_S = 1800.0
 SAVE_TIMEOUT_S = 3600.0
 CLOSE_TIMEOUT_S = 30.0
+LOOK_TIMEOUT_S = 1.0
 CANARY_TOKENS = 24
 LOOK_S = 0.1
 
@@ -80,7 +82,7 @@ class Generator:
         if self.died is not None:
             raise self.died
 
-    async def swap(self, weights: Weights, canary: Canary) -> float:
+    async def swap(self, weights: Weights, canary: Canary) -> Swapped:
         return await self.engine.swap(weights.check(), weights.version, canary)
 
     async def close(self) -> None:
@@ -141,20 +143,12 @@ class RolloutWorker:
 
     async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
         """One group: `size` attempts at the task at `index`."""
-        place = self.worlds[world]
-        settings, policy = self.config.rollout, self.config.policy
-        limits = rollout.Limits(
-            context=policy.context,
-            turn_tokens=policy.turn_tokens,
-            turns=place.max_turns,
-            timeout_s=settings.episode_timeout_s,
-            temperature=policy.temperature,
-            top_p=policy.top_p,
-        )
+        place, settings = self.worlds[world], self.config.rollout
         try:
             task = rollout.task_of(place, split, index)
         except MachineryError as error:
             return Group(lease, world, version, rollout.unplayed(world, split, index, error))
+        limits = self.limits(world)
         seed = f"{self.config.seed}/{world}/{split}/{index}" if self.config.train.sync else None
         playing = asyncio.create_task(
             rollout.play_group(
@@ -172,6 +166,17 @@ class RolloutWorker:
 
     async def serve(self, generators: Sequence[Any]) -> None:
         self.engine.serve(generators)
+
+    def limits(self, world: str) -> rollout.Limits:
+        return rollout.limits(self.config, self.worlds[world])
+
+    async def expert(self, world: str, index: int) -> Member:
+        """The scripted expert's attempt at a training task, played and scored like any other."""
+        return await selftest.play_expert(self, world, index)
+
+    def look(self) -> dict[str, int]:
+        """Attempts by what they do at this moment."""
+        return {**rollout.STAGES, "sandbox": self.pool.stats["waiting"]}
 
     async def close(self) -> None:
         """Whoever asked for what still plays is not there any more to hear of it."""
@@ -229,6 +234,10 @@ class LearnerWorker:
 
     def save(self, folder: Path) -> None:
         self.learner.save(folder)
+
+    def score(self, members: Sequence[Member]) -> tuple[list[list[float]], dict[str, float]]:
+        """For the self-tests: log-probabilities of each member's tokens, and what a step on all would report."""
+        return [self.learner.logprobs(member.trajectory.ids) for member in members], self.learner.rehearse(members)
 
 
 def preflight(config: RunConfig) -> None:
@@ -379,14 +388,19 @@ class Cluster:
         learnt: dict[str, float] = await self._learner(self.learner.step.remote(members), STEP_TIMEOUT_S)
         return learnt
 
-    async def publish(self) -> float:
-        """Swap the learner's weights into every engine, verified. Returns the longest pause of one, in seconds."""
+    async def publish(self) -> Swapped:
+        """Swap the learner's weights into every engine, verified. Returns the swap with the longest pause."""
         current = await self._current()
         swaps = (
             self.supervisor.ask(seat, lambda actor: actor.swap.remote(*current), SWAP_TIMEOUT_S)
             for seat in self.generators
         )
-        return float(max(await asyncio.gather(*swaps)))
+        try:
+            return max(await asyncio.gather(*swaps))
+        except RayTaskError as error:
+            if isinstance(error.cause, EngineError):
+                raise error.cause from None  # its sentence says it all
+            raise
 
     async def _current(self) -> tuple[Any, Canary]:
         """The learner's weights, by reference, and what they say of the canary."""
@@ -395,6 +409,28 @@ class Cluster:
 
     async def save(self, folder: Path) -> None:
         await self._learner(self.learner.save.remote(folder.resolve()), SAVE_TIMEOUT_S)
+
+    async def expert(self, world: str, index: int) -> Member:
+        seat = self.workers[next(self._turn) % len(self.workers)]
+        member: Member = await self.supervisor.ask(
+            seat, lambda actor: actor.expert.remote(world, index), rollout.EPISODE_TIMEOUT_S
+        )
+        return member
+
+    async def score(self, members: Sequence[Member]) -> tuple[list[list[float]], dict[str, float]]:
+        scored: tuple[list[list[float]], dict[str, float]] = await self._learner(
+            self.learner.score.remote(members), STEP_TIMEOUT_S
+        )
+        return scored
+
+    async def look(self) -> dict[str, int]:
+        """Attempts by what they do at this moment, in the workers that answer at once."""
+        asked = (asyncio.wait_for(worker.actor.look.remote(), LOOK_TIMEOUT_S) for worker in self.workers)
+        seen = await asyncio.gather(*asked, return_exceptions=True)
+        attempts: Counter[str] = Counter()
+        for row in seen:
+            attempts.update(row if isinstance(row, dict) else {})
+        return attempts
 
     async def close(self) -> None:
         """Close what was started, politely and then not; remove Ray's own files."""

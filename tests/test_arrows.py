@@ -15,7 +15,7 @@ DOORS = {
     "vllm": {"policy/engines/vllm.py"},
     "docker": {"envs/sandboxes/docker/engine.py", "envs/sandboxes/docker/__init__.py"},
     "omegaconf": {"rl/config.py"},
-    "accelerate": {"rl/learner.py"},
+    "accelerate": {"rl/learner.py", "rl/trackers.py"},
     "trl": {"rl/warmstart.py"},
 }
 LONGEST = 450

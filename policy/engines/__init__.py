@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
 
+from policy.weights import Swapped
+
 
 class EngineError(Exception):
     pass
@@ -78,8 +80,8 @@ class Sampler(Protocol):
 class Engine(Sampler, Protocol):
     version: int
 
-    async def swap(self, blob: bytes, version: int, canary: Canary | None) -> float:
-        """Serve new weights (policy/weights.py) from the next token on. Returns the pause in s. Raises SwapFailed."""
+    async def swap(self, blob: bytes, version: int, canary: Canary | None) -> Swapped:
+        """Serve new weights (policy/weights.py) from the next token on. Raises SwapFailed, as then does `generate`."""
         ...
 
     async def close(self) -> None: ...

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from policy.engines import Canary, Completion, Sampling
+from policy.weights import Swapped
 
 DIGITS = 10
 """The engine that `start` makes says one of so many answers, boxed."""
@@ -47,10 +48,10 @@ class DrawnEngine:
         logprobs = [-math.log(len(self.replies)), *[0.0] * (len(said) - 1)]
         return Completion(ids=said, logprobs=logprobs, versions=[self.version] * len(said), stopped=stopped)
 
-    async def swap(self, blob: bytes, version: int, canary: Canary | None) -> float:
+    async def swap(self, blob: bytes, version: int, canary: Canary | None) -> Swapped:
         """What is drawn from here on depends on `blob`."""
         self._weights, self.version = hashlib.sha256(blob).hexdigest(), version
-        return 0.0
+        return Swapped(0.0, bytes=len(blob))
 
     async def close(self) -> None:
         return None

@@ -18,6 +18,7 @@ from typing import Any
 from policy.chat import Chat
 from policy.engines import Canary, Completion, Sampling
 from policy.engines.scripted import LOGPROB
+from policy.weights import Swapped
 
 
 async def start(path: str, *, args: dict[str, Any] | None = None, **_: Any) -> RecitedEngine:
@@ -65,10 +66,10 @@ class RecitedEngine:
                 return number, turn
         return 0, ""
 
-    async def swap(self, blob: bytes, version: int, canary: Canary | None) -> float:
+    async def swap(self, blob: bytes, version: int, canary: Canary | None) -> Swapped:
         """There are no weights: only the version rises."""
         self.version = version
-        return 0.0
+        return Swapped(0.0, bytes=len(blob))
 
     async def close(self) -> None:
         return None

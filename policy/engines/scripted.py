@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from policy.engines import Canary, Completion, Sampling
+from policy.weights import Swapped
 
 LOGPROB = -0.5
 """Of every token that it says."""
@@ -41,10 +42,10 @@ class ScriptedEngine:
             ids=said, logprobs=[LOGPROB] * len(said), versions=[self.version] * len(said), stopped=stopped
         )
 
-    async def swap(self, blob: bytes, version: int, canary: Canary | None) -> float:
+    async def swap(self, blob: bytes, version: int, canary: Canary | None) -> Swapped:
         """There are no weights: only the version rises."""
         self.version = version
-        return 0.0
+        return Swapped(0.0, bytes=len(blob))
 
     async def close(self) -> None:
         return None

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load
 
 from policy.engines import Canary, Completion, EngineDied, EngineLost, Sampling, SwapFailed
+from policy.weights import Swapped, digest, read_back
 
 CANARY_TIMEOUT_S = 60.0
 
@@ -28,10 +30,18 @@ CANARY_TIMEOUT_S = 60.0
 class SwapExtension:
     """Mixed into vLLM's worker: the only code of ours that runs in its process."""
 
-    def swap_weights(self, path: str) -> None:
-        from safetensors.torch import load_file
+    def stage_weights(self, path: str) -> str:
+        """Read new weights while the old ones still serve; returns the digest of what was read."""
+        blob = Path(path).read_bytes()
+        self._staged = load(blob)
+        return digest(blob)
 
-        self.model_runner.reload_weights(weights_iterator=iter(load_file(path).items()))  # type: ignore[attr-defined]
+    def swap_weights(self) -> tuple[int, list[str]]:
+        """Load what was staged and read it back (policy/weights.py)."""
+        model = self.model_runner.model  # type: ignore[attr-defined]
+        staged, self._staged = self._staged, {}
+        self.model_runner.reload_weights(weights_iterator=iter(staged.items()))  # type: ignore[attr-defined]
+        return read_back(staged, dict(model.named_parameters()))
 
 
 async def start(
@@ -96,9 +106,16 @@ class VllmEngine:
         self.version = 0
         self._dead = EngineDeadError
         self._names = itertools.count()
+        self._swaps = 0
+        """Part of the prefix cache's key: a version that is sent again after it failed is not the same."""
+        self._unfit: str | None = None
+        self._settled = asyncio.Event()
+        self._settled.set()
         self._folder = Path(tempfile.mkdtemp(prefix="touchstone-weights-", dir=_memory_folder()))
 
     async def generate(self, ids: Sequence[int], sampling: Sampling) -> Completion:
+        """What ends during a swap waits for its verdict, and is refused with it."""
+        self._refuse_unfit()
         output = await self._finished(
             list(ids),
             temperature=sampling.temperature,
@@ -108,6 +125,8 @@ class VllmEngine:
             stop_token_ids=list(sampling.stop_ids),
             logprobs=0,
         )
+        await self._settled.wait()
+        self._refuse_unfit()
         sampled = output.outputs[0]
         logprobs = [entry[token].logprob for token, entry in zip(sampled.token_ids, sampled.logprobs, strict=True)]
         versions = [int(span.version) for span in sampled.weight_versions or () for _ in range(span.start, span.end)]
@@ -117,12 +136,16 @@ class VllmEngine:
             ids=list(sampled.token_ids), logprobs=logprobs, versions=versions, stopped=sampled.finish_reason == "stop"
         )
 
+    def _refuse_unfit(self) -> None:
+        if self._unfit is not None:
+            raise SwapFailed(f"this engine does not generate until a swap succeeds: {self._unfit}")
+
     async def _finished(self, ids: list[int], **params: Any) -> Any:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        prompt = TokensPrompt(prompt_token_ids=ids, cache_salt=str(self.version))
+        prompt = TokensPrompt(prompt_token_ids=ids, cache_salt=f"{self.version}/{self._swaps}")
         settings = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, **params)
         output = None
         try:
@@ -134,37 +157,81 @@ class VllmEngine:
             raise EngineLost("vLLM ended a request without output")
         return output
 
-    async def swap(self, blob: bytes, version: int, canary: Canary | None) -> float:
+    async def swap(self, blob: bytes, version: int, canary: Canary | None) -> Swapped:
+        """What fails here leaves an engine that refuses to generate until a swap succeeds."""
+        began = time.monotonic()
         path = self._folder / f"{version}.safetensors"
         await asyncio.to_thread(path.write_bytes, blob)
+        self._settled.clear()
+        verdict: str | None = "its last swap did not end"
         try:
-            began = time.monotonic()
-            await self.llm.pause_generation(mode="keep", clear_cache=False)
-            await self.llm.collective_rpc("swap_weights", args=(str(path),))
-            await self.llm.update_weight_version(str(version))
-            self.version = version
-            await self.llm.resume_generation()
-            paused_s = time.monotonic() - began
+            await self._stage(path, blob, version)
+            pause_s, equal = await self._load(version)
+            gap = await self._verify(canary) if canary is not None else 0.0
+            verdict = None
+        except SwapFailed as error:
+            verdict = str(error)
+            raise
         except self._dead as error:
             raise EngineDied(f"vLLM died while taking version {version}: {error}") from None
         finally:
+            self._unfit = verdict
+            self._settled.set()
             path.unlink()
-        if canary is not None:
-            await self._verify(canary)
-        return paused_s
+        return Swapped(pause_s, time.monotonic() - began, len(blob), equal / len(blob), gap)
 
-    async def _verify(self, canary: Canary) -> None:
-        """Compare the served log-probabilities of the canary with the learner's."""
+    async def _stage(self, path: Path, blob: bytes, version: int) -> None:
+        """Into the workers' memory, while requests go on."""
+        expected = digest(blob)
+        for got in await self.llm.collective_rpc("stage_weights", args=(str(path),)):
+            if got != expected:
+                raise SwapFailed(
+                    f"an engine's worker read weights of version {version} with digest {got[:12]}; "
+                    f"expected {expected[:12]}"
+                )
+
+    async def _load(self, version: int) -> tuple[float, int]:
+        """Returns the pause in s, and how many bytes every worker has read back equal. What one of them holds otherwise
+        than sent is a failed swap."""
+        began = time.monotonic()
+        await self.llm.pause_generation(mode="keep", clear_cache=False)
+        try:
+            loaded = await self.llm.collective_rpc("swap_weights")
+            await self.llm.update_weight_version(str(version))
+        except self._dead:
+            raise
+        except Exception as error:  # whatever the worker raised; vLLM hands it on without its type
+            raise SwapFailed(f"the engine could not load version {version}: {error}") from error
+        finally:
+            self.version, self._swaps = version, self._swaps + 1
+            await self.llm.resume_generation()
+        pause_s = time.monotonic() - began
+        if differ := sorted({name for _, names in loaded for name in names}):
+            raise SwapFailed(
+                f"after the swap to version {version} the engine holds {len(differ)} tensors otherwise than sent, the "
+                f"first of them {differ[0]}"
+            )
+        return pause_s, min(equal for equal, _ in loaded)
+
+    async def _verify(self, canary: Canary) -> float:
+        """Compare the served log-probabilities of the canary with the learner's; returns the largest difference."""
         request = self._finished(list(canary.ids), max_tokens=1, prompt_logprobs=0, temperature=1.0)
-        output = await asyncio.wait_for(request, CANARY_TIMEOUT_S)
+        try:
+            output = await asyncio.wait_for(request, CANARY_TIMEOUT_S)
+        except TimeoutError:
+            raise SwapFailed(
+                f"after the swap to version {self.version} the engine did not score the canary within "
+                f"{CANARY_TIMEOUT_S:g} s"
+            ) from None
         served = [entry[token].logprob for token, entry in zip(canary.ids[1:], output.prompt_logprobs[1:], strict=True)]
         worst = max(abs(a - b) for a, b in zip(served, canary.logprobs, strict=True))
-        if worst > canary.tolerance:
+        if not worst <= canary.tolerance:
             raise SwapFailed(
                 f"after the swap to version {self.version} the engine's log-probabilities differ from the learner's by "
                 f"{worst:.3g} nats; expected at most {canary.tolerance:g}. Tied embeddings are one known cause: "
                 "untie them."
             )
+        return worst
 
     async def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

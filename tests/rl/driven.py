@@ -34,7 +34,7 @@ worlds: {math: {args: {python_tool: false, families: [compare], levels: [0]}}}
 policy: {model: MODEL, context: 120, turn_tokens: 12}
 learner: {batch_tokens: 80, row_tokens: 120}
 rollout: {group_size: 5}
-train: {steps: 9, groups: 3, checkpoint_every: 3}
+train: {steps: 9, groups: 3, checkpoint_every: 3, selftest: false}
 eval: {tasks: 3}
 """
 ANSWERS = range(2, 7)
@@ -65,20 +65,20 @@ class Told(Local):
 
     log: Path
 
-    def say(self, *words: Any) -> None:
+    def tell(self, *words: Any) -> None:
         with self.log.open("a") as out:
             out.write(json.dumps(words) + "\n")
 
     async def play(self, *args: Any) -> Group:  # type: ignore[override]
         group = await super().play(*args)
         if args[1] == "train":
-            self.say("played", group.lease)
+            self.tell("played", group.lease)
         return group
 
     async def step(self, groups: Sequence[Group]) -> dict[str, float]:
         version = self.learner.version
         learnt = await super().step(groups)
-        self.say("learnt", version + 1, [group.lease for group in groups])
+        self.tell("learnt", version + 1, [group.lease for group in groups])
         return learnt
 
 

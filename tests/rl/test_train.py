@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from envs import Episode, Outcome, Task
+from policy.weights import Swapped
 from rewards import Score
 from rl import buffer, config
 from rl.live import Page
@@ -48,10 +49,10 @@ class SlowCluster:
         self.learnt += 1
         return {"version": float(self.learnt)}
 
-    async def publish(self) -> float:
+    async def publish(self) -> Swapped:
         await asyncio.sleep(0.03)
         self.served = self.learnt
-        return 0.0
+        return Swapped(0.0)
 
 
 def trained(folder: Path, cluster: SlowCluster, *overrides: str) -> None:
