@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rl.mix import Row
 from rl.trajectory import Group
 
 SHARD_ROWS = 512
@@ -85,16 +86,19 @@ class Run:
             "create table if not exists lease ("
             "id integer primary key, world text not null, task_index integer not null, task_key text, "
             "version integer not null, state text not null check (state in ('open', 'trained', 'flat', 'lost')), "
-            "step integer, outcomes text, unique (world, task_index))"
+            "step integer, outcomes text, account text, unique (world, task_index))"
         )
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
-    def grant(self, world: str, version: int) -> Lease:
-        """Promise the next task of a world's stream."""
-        (index,) = self.db.execute(
-            "select coalesce(max(task_index) + 1, 0) from lease where world = ?", (world,)
-        ).fetchone()
+    def next_index(self, world: str) -> int:
+        """The first position of a world's stream after all that were ever granted."""
+        sql = "select coalesce(max(task_index) + 1, 0) from lease where world = ?"
+        return int(self.db.execute(sql, (world,)).fetchone()[0])
+
+    def grant(self, world: str, version: int, index: int | None = None) -> Lease:
+        """Promise the next task of a world's stream, or one further on: those passed over are never granted."""
+        index = self.next_index(world) if index is None else index
         cursor = self.db.execute(
             "insert into lease (world, task_index, version, state) values (?, ?, ?, 'open')", (world, index, version)
         )
@@ -122,9 +126,14 @@ class Run:
                 key = group.members[0].episode.task.key if group.members else None
                 outcomes = json.dumps({str(k): v for k, v in group.outcomes().items()})
                 self.db.execute(
-                    "update lease set state = ?, step = ?, task_key = ?, outcomes = ? where id = ?",
-                    (state, step, key, outcomes, group.lease),
+                    "update lease set state = ?, step = ?, task_key = ?, outcomes = ?, account = ? where id = ?",
+                    (state, step, key, outcomes, json.dumps(asdict(Row.of(group))), group.lease),
                 )
+
+    def history(self) -> list[Row]:
+        """What every settled lease brought, for rl/mix.py and rl/difficulty.py to go on from."""
+        settled = self.db.execute("select state, account from lease where state != 'open' order by id").fetchall()
+        return [Row(**{**json.loads(account), "trained": state == "trained"}) for state, account in settled]
 
     # -- rows -----------------------------------------------------------------------------------------------------
 

@@ -10,10 +10,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from rl import algorithms, config, evaluate, metrics, warmstart
+from rl import algorithms, config, evaluate, filters, metrics, stages, warmstart
 from rl.buffer import Buffer, tokens_of, useful
 from rl.config import RunConfig
+from rl.difficulty import Difficulty
 from rl.live import Page
+from rl.mix import Mix, Row
 from rl.store import Lease, Run
 from rl.trajectory import Group
 from rl.workers import Cluster, leaked, preflight
@@ -45,6 +47,7 @@ class Training:
         """Open leases of an interrupted run: worked on first."""
         self.stop = asyncio.Event()
         self._lost_in_a_row = 0
+        self.recall()
 
     # -- the two loops --------------------------------------------------------------------------------------------
 
@@ -63,6 +66,11 @@ class Training:
                 wave = asyncio.gather(*(self.play() for _ in range(self.settings.train.groups)))
                 await self.unless_stopped(wave)
             await self.step(await self.buffer.take(self.version))
+
+    def recall(self) -> None:
+        """Take up what the ledger knows of the leases that are settled."""
+        history = self.run.history()
+        self.mix, self.difficulty = Mix(self.settings, history), Difficulty(self.settings, history)
 
     # -- their parts ----------------------------------------------------------------------------------------------
 
@@ -93,30 +101,34 @@ class Training:
         """Lease a task, have its group played, set the advantages, hand it on."""
         lease, version = self.lease(), self.version
         self.buffer.admit(lease.id, version)
+        self.mix.admit(lease.id, lease.world, version)
         group = await self.cluster.play(
             lease.world, "train", lease.index, lease.id, version, self.settings.rollout.group_size
         )
+        filters.screen(group, stages.at(self.settings, version).filters)
         self.algorithm.advantages(group)
+        self.mix.arrive(row := Row.of(group))
+        self.difficulty.add(row)
         self.run.keep(group, "train")
         self.window.add(group)
         self.count_lost(group)
         if not useful(group):
-            self.run.settle([group], "flat" if group.valid else "lost", self.version)
+            self.run.settle([group], "flat" if group.earned else "lost", self.version)
         self.buffer.arrive(group, useful=useful(group))
         self.page.waiting(self.buffer.waiting_for(self.version), self.window)
 
     def lease(self) -> Lease:
-        """An owed task, else the next one of the world that is furthest behind its weight."""
+        """An owed task, else the next wanted one of the world that is furthest behind its weight."""
         if self.owed:
             lease = self.owed.pop(0)
             self.run.renew(lease, self.version)
             return lease
-        granted = self.run.granted()
-        weights = {name: world.weight for name, world in self.settings.worlds.items() if world.weight > 0}
-        return self.run.grant(min(weights, key=lambda name: (granted.get(name, 0) + 1) / weights[name]), self.version)
+        world = self.mix.next(self.version)
+        index = self.difficulty.next(world, self.run.next_index(world), self.version)
+        return self.run.grant(world, self.version, index)
 
     def count_lost(self, group: Group) -> None:
-        self._lost_in_a_row = 0 if group.valid else self._lost_in_a_row + 1
+        self._lost_in_a_row = 0 if group.earned else self._lost_in_a_row + 1
         if self._lost_in_a_row >= LOST_IN_A_ROW:
             raise MachineryDown(
                 f"{LOST_IN_A_ROW} groups in a row were lost to the machinery, "
@@ -134,7 +146,9 @@ class Training:
         self.version = version  # only now: what is admitted from here on is sampled by these weights
         self.tokens += sum(tokens_of(group) for group in groups)
         seconds = {"learn": learnt_at - began, "publish": time.monotonic() - learnt_at, "pause": pause_s}
-        row = self.window.row(groups, trained_at, learnt, seconds, self.tokens)
+        self.mix.train(groups)
+        figures = self.difficulty.told(self.mix.shares(trained_at))
+        row = self.window.row(groups, trained_at, learnt, seconds, self.tokens, figures)
         self.run.append("metrics.jsonl", row)
         self.page.step(row)
         if self.version % self.settings.train.checkpoint_every == 0:
@@ -246,6 +260,7 @@ async def _drive(settings: RunConfig, run: Run, page: Page, model: str) -> bool:
             training.version = int(latest.name)
             await cluster.publish()
         training.owed = run.rewind(training.version)
+        training.recall()
         run.truncate("metrics.jsonl", training.version)
         training.tokens = max((row["tokens"] for row in run.rows("metrics.jsonl")), default=0)
         await training.learn()

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from envs import Split, sandboxes
 from policy import engines
 from policy.engines import Canary, Completion, EngineLost, Sampling
 from policy.weights import Weights
-from rl import rollout
+from rl import rollout, stages
 from rl.config import RunConfig
 from rl.trajectory import Group, Member
 
@@ -98,14 +98,21 @@ class RolloutWorker:
         self.engine = RemoteEngine(generators)
         backend = sandboxes.load(settings.backend)
         self.pool = backend.Pool(run=run, size=settings.sandboxes, image=settings.image, memory_mb=settings.memory_mb)
-        self.worlds = {
-            name: envs.load(name).World(self.pool, seed=config.seed, **world.args)
-            for name, world in config.worlds.items()
-        }
+        self.worlds: dict[str, envs.World] = {}
+        for name, world in config.worlds.items():
+            self.world(name, world.args)
+
+    def world(self, name: str, args: Mapping[str, Any]) -> envs.World:
+        """The world with these arguments, built once: stages may change them."""
+        known = f"{name} {dict(args)!r}"
+        if known not in self.worlds:
+            self.worlds[known] = envs.load(name).World(self.pool, seed=self.config.seed, **args)
+        return self.worlds[known]
 
     async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
         """One group: `size` attempts at the task at `index`."""
-        place = self.worlds[world]
+        now = stages.at(self.config, version) if split == "train" else self.config
+        place = self.world(world, now.worlds[world].args)
         settings, policy = self.config.rollout, self.config.policy
         limits = rollout.Limits(
             context=policy.context,
@@ -117,7 +124,7 @@ class RolloutWorker:
         )
         task = place.task(split, index)
         members = await rollout.play_group(
-            place, task, size, self.engine, self.chat, limits, self.config.rewards, settings.replace_lost
+            place, task, size, self.engine, self.chat, limits, now.rewards, settings.replace_lost
         )
         return Group(lease=lease, world=world, version=version, members=members)
 

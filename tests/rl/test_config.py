@@ -32,7 +32,7 @@ BAD = {
         ["worlds.math.wieght=1"],
         "unknown key worlds.math.wieght; did you mean worlds.math.weight?",
     ),
-    "no rewards": (GOOD + "rewards: {}\n", [], "no rewards are configured; available: outcome, tool_format"),
+    "no rewards": (GOOD + "rewards: {}\n", [], "no rewards are configured; available: length, outcome, tool_format"),
     "nothing near": (
         GOOD,
         ["eval.zzz=3"],
@@ -83,12 +83,38 @@ BAD = {
     "unknown reward": (
         GOOD + "rewards: {outcom: {weight: 1}}\n",
         [],
-        "there is no reward 'outcom'; available: outcome, tool_format",
+        "there is no reward 'outcom'; available: length, outcome, tool_format",
     ),
     "unknown reward argument": (
         GOOD,
         ["rewards.outcome.wieght=1"],
         "unknown key rewards.outcome.wieght; did you mean weight?",
+    ),
+    "missing reward argument": (
+        GOOD,
+        ["rewards.length.soft_tokens=5"],
+        "rewards.length: missing a required argument: 'hard_tokens'",
+    ),
+    "unknown filter": (
+        GOOD + "filters: {gibberich: {mode: track}}\n",
+        [],
+        "there is no filter 'gibberich'; available: gibberish, overlong, repetition",
+    ),
+    "filter mode": (
+        GOOD,
+        ["filters.overlong.mode=drop"],
+        "filters.overlong: got mode='drop'; available: track, enforce",
+    ),
+    "unknown filter argument": (
+        GOOD,
+        ["filters.overlong.budget=[time]"],
+        "unknown key filters.overlong.budget; did you mean budgets?",
+    ),
+    "filters as a list": (GOOD + "filters: [overlong]\n", [], "filters holds a list; expected keys and values"),
+    "unknown key of the difficulty": (
+        GOOD,
+        ["worlds.math.difficulty.lo=0.1"],
+        "unknown key worlds.math.difficulty.lo; did you mean worlds.math.difficulty.low?",
     ),
     "reward weight": (GOOD, ["rewards.outcome.weight=lots"], "got rewards.outcome.weight='lots'; expected a number"),
     "unknown algorithm": (GOOD, ["algorithm.name=grop"], "there is no algorithm 'grop'; available: grpo"),

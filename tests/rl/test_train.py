@@ -86,3 +86,58 @@ def test_in_lockstep_every_token_is_the_current_policys(tmp_path: Path) -> None:
 def test_a_run_whose_machinery_is_down_stops_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(MachineryDown, match="gone"):
         trained(tmp_path, SlowCluster(Outcome.SANDBOX_LOST))
+
+
+class JointCluster(SlowCluster):
+    """Two worlds, the episodes of one 10 times as long, and the longer the slower; some attempts are cut off."""
+
+    async def play(self, world: str, split: str, index: int, lease: int, version: int, size: int) -> Group:
+        group = await super().play(world, split, index, lease, version, size)
+        tokens = max(1, round((100 if world == "code" else 10) * self.rng.lognormvariate(0, 0.5)))
+        for member in group.members:
+            member.trajectory = Trajectory()
+            member.trajectory.hear([1])
+            member.trajectory.speak([5] * tokens, [-1.0] * tokens, [self.served] * tokens)
+            member.episode.outcome = Outcome.TOKENS_SPENT if index % 4 == 3 else Outcome.SOLVED
+            member.episode.facts = {"solved": member.episode.outcome is Outcome.SOLVED}
+        await asyncio.sleep(tokens * 1e-4)
+        return group
+
+    async def step(self, groups: Sequence[Group]) -> dict[str, float]:
+        assert all(member.episode.outcome is Outcome.SOLVED for group in groups for member in group.valid)
+        return await super().step(groups)
+
+
+JOINT = (
+    "worlds.code.weight=1",
+    "learner.batch_tokens=1500",
+    "filters.overlong.mode=enforce",
+    "train.groups=12",
+    "train.steps=10",
+)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_shares_of_trained_tokens_are_held_and_reported_and_filters_enforced(tmp_path: Path, sync: bool) -> None:
+    trained(tmp_path, JointCluster(), *JOINT, f"train.sync={str(sync).lower()}")
+    rows = Run(tmp_path / "run").rows("metrics.jsonl")
+    assert len(rows) == 10
+    for world, seen in rows[-1]["worlds"].items():
+        assert seen["target"] == 0.5 and seen["share"] == pytest.approx(0.5, abs=0.1), world
+        tokens = sum(row["worlds"][world].get("trained_tokens", 0) for row in rows)
+        assert seen["share"] == pytest.approx(tokens / rows[-1]["tokens"])
+    counted = [row["worlds"][world] for row in rows for world in row["worlds"] if "rejected" in row["worlds"][world]]
+    assert sum(seen["rejected"] for seen in counted) == sum(seen["caught"].get("overlong", 0) for seen in counted) > 0
+
+
+def test_a_resumed_run_goes_on_with_the_same_accounts(tmp_path: Path) -> None:
+    trained(tmp_path, JointCluster(), *JOINT, "train.sync=true")
+    settings = config.load(tmp_path / "x.yaml", [*JOINT, "train.sync=true"])
+    run = Run.reopen(tmp_path / "run")
+    training = Training(settings, run, JointCluster(), Page(settings))  # type: ignore[arg-type]
+    last = run.rows("metrics.jsonl")[-1]["worlds"]
+    for world, seen in training.mix.shares(0).items():
+        assert seen["share"] == pytest.approx(last[world]["share"]), world
+    tried, rate = training.difficulty.rate("code", "family f 0", 10**6)
+    assert tried > 40 and rate == pytest.approx(0.75, abs=0.1)
+    run.close()
