@@ -66,7 +66,8 @@ def facts(folder: Path, *, tokens: int | None = None, step: int | None = None) -
         "step": version,
         "worlds": {
             world: {
-                "attempts": len(attempts[world]),
+                "groups": len(attempts[world]),
+                "attempts": sum(len(members) for members in attempts[world].values()),
                 "tokens": sum(count for count, _ in own),
                 "norm": _norm(_mean(own)),
                 "self_cosine": _cosine(own[0][1], own[1][1]) if len(own) > 1 else None,
@@ -101,8 +102,11 @@ class Gradient:
     """The gradient of the run's loss at a checkpoint, per sampled token, as one flat vector on the CPU."""
 
     def __init__(self, checkpoint: Path, settings: config.RunConfig) -> None:
+        from transformers.utils import logging
+
         from policy.model import load
 
+        logging.disable_progress_bar()
         self.model = load(checkpoint, attention=settings.learner.attention)
         self.row_tokens = settings.learner.row_tokens
         self.algorithm = algorithms.load(settings.algorithm.name, **settings.algorithm.args)
@@ -131,25 +135,21 @@ def show(folder: Path, *, tokens: int | None, step: int | None, as_json: bool) -
         print(json.dumps(found))
         return 0
     console, worlds = Console(), found["worlds"]
-    table = Table(title=f"Gradients by world, {folder.name} at step {found['step']}", title_justify="left")
-    for column in ("world", "attempts", "tokens", "norm", *(f"cosine with {world}" for world in worlds), "held-out"):
+    table = Table(title=f"Gradients of {folder.name} at step {found['step']}; cosine with", title_justify="left")
+    for column in ("world", "tokens", "norm", *worlds, "held-out"):
         table.add_column(column, justify="left" if column == "world" else "right")
     for world, row in worlds.items():
-        cosines = [
-            f"({row['self_cosine']:+.2f})"
-            if other == world and row["self_cosine"] is not None
-            else ""
-            if other == world
-            else f"{found['cosine'][world][other]:+.2f}"
-            for other in worlds
-        ]
+        own = "" if row["self_cosine"] is None else f"({row['self_cosine']:+.2f})"
+        cosines = [own if other == world else f"{cosine:+.2f}" for other, cosine in found["cosine"][world].items()]
         change = " to ".join(f"{value:.2f}" for value in row["heldout"])
-        table.add_row(world, str(row["attempts"]), f"{row['tokens']:,}", f"{row['norm']:.3g}", *cosines, change)
+        table.add_row(world, f"{row['tokens']:,}", f"{row['norm']:.2g}", *cosines, change)
     console.print(table)
-    console.print("in brackets: between two halves of the same world, the most that noise leaves to be seen")
+    console.print(
+        "In brackets: two halves of the same world. Where that is near 0, noise hides the others; take more --tokens."
+    )
     for a, effects in found["effect"].items():
-        told = ", ".join(f"{b} {change:+.3g}" for b, change in effects.items())
-        console.print(f"a step of length 1 down the loss of {a} changes, to first order, the loss of: {told}")
+        told = ", ".join(f"{b} {change:+.2g}" for b, change in effects.items())
+        console.print(f"A step of length 1 down the loss of {a}, to first order: {told}")
     return 0
 
 

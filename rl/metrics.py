@@ -137,7 +137,7 @@ def sums_by_world(
     """
     from torch import isin
 
-    sums = {}
+    sums: dict[str, Tensor] = {}
     for world, document_N in _documents(members).items():
         own_BT = micro.mask_BT & isin(micro.document_BT, micro.document_BT.new_tensor(document_N))
         sums |= {f"{WORLDS}{world}/{name}": value for name, value in score(own_BT).items()}

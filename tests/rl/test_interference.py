@@ -132,7 +132,7 @@ def test_the_command_starts_nothing_heavy(folder: Path) -> None:
 def test_a_table_for_people(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["interference", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "-1.00" in said and "+1.00" in said and "down the loss of math" in said
+    assert "-1.00" in said and "+1.00" in said and "down the loss of math" in said and "(+1.00)" in said
 
 
 def test_what_is_missing_is_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,17 +3,23 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import envs
 from envs import Episode, Outcome, Task
+from policy.engines.scripted import ScriptedEngine
 from rewards import Score
 from rl import buffer, config
 from rl.live import Page
 from rl.store import Run
 from rl.train import MachineryDown, Training
 from rl.trajectory import Group, Member, Trajectory
+from rl.workers import RolloutWorker
+from tests.rl.test_mix import row
+from tests.rl.test_rollout import CHAT
 
 
 class SlowCluster:
@@ -141,3 +147,36 @@ def test_a_resumed_run_goes_on_with_the_same_accounts(tmp_path: Path) -> None:
     tried, rate = training.difficulty.rate("code", "family f 0", 10**6)
     assert tried > 40 and rate == pytest.approx(0.75, abs=0.1)
     run.close()
+
+
+def test_a_task_outside_the_bounds_is_passed_over_by_the_lease(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("worlds: {math: {difficulty: {low: 0.1, keep: 0.0}}}\n")
+    settings = config.load(tmp_path / "x.yaml")
+    run = Run.create(tmp_path / "run")
+    training = Training(settings, run, SlowCluster(), Page(settings))  # type: ignore[arg-type]
+    first = envs.load("math").World(None).task("train", 0)
+    training.difficulty.add(replace(row(9, "math", 10, flat=True), key=first.key))
+    assert training.lease().index == 1 and training.lease().index == 2
+    run.close()
+
+
+def test_a_worker_plays_the_stage_of_the_version_and_held_out_tasks_of_the_file(tmp_path: Path) -> None:
+    """Levels and rewards of a stage; nothing of it in what is measured."""
+    (tmp_path / "x.yaml").write_text(
+        "worlds: {math: {args: {python_tool: false, levels: [2]}}}\nstages:\n  - until_step: 3\n"
+        "    worlds: {math: {args: {levels: [0]}}}\n"
+        "    rewards: {length: {soft_tokens: {from: 1, to: 3}, hard_tokens: 9}}\n"
+    )
+    worker = RolloutWorker()
+    worker.config, worker.worlds, worker.pool = config.load(tmp_path / "x.yaml"), {}, None
+    worker.chat, worker.engine = CHAT, ScriptedEngine(lambda prompt: CHAT.encode("\\boxed{") + CHAT.stop_ids[:1])
+
+    def played(split: str, version: int) -> tuple[int, list[str]]:
+        group = asyncio.run(worker.play("math", split, 0, 0, version, 1))  # type: ignore[arg-type]
+        (member,) = group.members
+        assert member.score is not None and member.episode.tokens == member.trajectory.spoken > 0
+        return member.episode.task.level, list(member.score.parts)
+
+    assert played("train", 0) == played("train", 2) == (0, ["outcome", "length"])
+    assert played("train", 3) == played("heldout", 0) == (2, ["outcome"])
+    assert len(worker.worlds) == 2, "a world is built once for each set of arguments"
