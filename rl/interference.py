@@ -1,13 +1,13 @@
 """`rl interference`: do the worlds of a joint run pull the same way? From the run folder alone; no Ray, no engine.
 
-The newest stored attempts that a checkpoint's policy may have learnt from, as many tokens of each world, give one
-gradient a world: that of the run's own loss, per sampled token. Reported are its norm, the cosine between worlds, and
-to first order what a step down one world's loss does to another's: a step of length 1 changes the loss of b by
--<g_a, g_b> / |g_a|. Training each world alone and comparing is what would measure the effect itself; this is its first
-derivative, without the optimiser's scaling.
+The newest stored attempts, as many tokens of each world and none older than the run's bound on staleness (the loss
+weighs by ratios, which mean little from far off), give one gradient a world: that of the run's own loss, per sampled
+token. Reported are its norm, the cosine between worlds, and to first order what a step down one world's loss does to
+another's: a step of length 1 changes the loss of b by -<g_a, g_b> / |g_a|. Training each world alone and comparing is
+what would measure the effect itself; this is its first derivative, without the optimiser's scaling.
 
 Gradients of few attempts are noisy, and noise pulls a cosine towards 0. So each world's attempts are also split in two
-halves, by lease: their cosine is what two batches of the same world would show, and the most that can be expected.
+halves, by lease: their cosine tells how much of such a gradient is the world's and how much is chance.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ COLUMNS = [
 
 def facts(folder: Path, *, tokens: int | None = None, step: int | None = None) -> dict[str, Any]:
     """The report in figures. `tokens` sampled ones of each world, by default a batch's. Raises ValueError."""
-    Run.check_resumable(folder)
+    if not (folder / "ledger.db").is_file():
+        raise ValueError(f"there is no run at {folder}; expected a folder with a ledger.db")
     run = Run(folder)
     settings = config.load(folder / "config.yaml")
     checkpoint = run.latest() if step is None else run.checkpoint(step)
@@ -57,9 +58,13 @@ def facts(folder: Path, *, tokens: int | None = None, step: int | None = None) -
         there = ", ".join(sorted(path.name for path in run.checkpoints.glob("[0-9]*"))) or "none"
         raise ValueError(f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}; available: {there}")
     version = int(checkpoint.name)
-    attempts = stored(run, version, tokens or settings.learner.batch_tokens, list(settings.worlds))
+    bound = 1 if settings.train.sync else settings.train.max_staleness
+    admitted = range(version - bound, version + 1)
+    attempts = stored(run, admitted, tokens or settings.learner.batch_tokens, list(settings.worlds))
     if not attempts:
-        raise ValueError(f"{folder} has no stored attempts with an advantage up to step {version}; expected some")
+        raise ValueError(
+            f"{folder} has no stored attempts with an advantage from steps {admitted[0]} to {version}; expected some"
+        )
     gradient = Gradient(checkpoint, settings)
     halves = {world: [gradient(half) for half in _halves(members)] for world, members in sorted(attempts.items())}
     return {
@@ -79,14 +84,14 @@ def facts(folder: Path, *, tokens: int | None = None, step: int | None = None) -
     }
 
 
-def stored(run: Run, version: int, tokens: int, worlds: Sequence[str]) -> dict[str, dict[int, list[Member]]]:
-    """By world and lease: the newest attempts with an advantage, admitted up to `version`, in whole groups."""
+def stored(run: Run, admitted: range, tokens: int, worlds: Sequence[str]) -> dict[str, dict[int, list[Member]]]:
+    """By world and lease: the newest attempts with an advantage, in whole groups, `admitted` at such versions."""
     found: dict[str, dict[int, dict[int, Member]]] = defaultdict(lambda: defaultdict(dict))
     for shard in sorted(run.episodes.glob("*.parquet"), reverse=True):
         if all(_sampled(found[world].values()) >= 2 * tokens for world in worlds):
             break
         for row in pq.read_table(shard, columns=COLUMNS).to_pylist():
-            if row["purpose"] == "train" and row["advantage"] and row["version"] <= version:
+            if row["purpose"] == "train" and row["advantage"] and row["version"] in admitted:
                 found[row["world"]][row["lease"]][row["member"]] = _member(row)
     chosen: dict[str, dict[int, list[Member]]] = {}
     for world, leases in ((world, found[world]) for world in worlds if found[world]):

@@ -75,7 +75,7 @@ def test_the_first_order_effect_is_what_a_small_step_does(folder: Path) -> None:
     """Against the loss itself: move the weights a little down math's gradient and see what the others' losses do."""
     found = interference.facts(folder)
     settings = config.load(folder / "config.yaml")
-    attempts = interference.stored(Run(folder), 1, 12, ["math", "swe"])
+    attempts = interference.stored(Run(folder), range(2), 12, ["math", "swe"])
     members = {world: [m for own in leases.values() for m in own] for world, leases in attempts.items()}
     gradient = interference.Gradient(folder / "checkpoints" / "000001", settings)
     _, down = gradient(members["math"])
@@ -105,11 +105,12 @@ def loss(gradient: interference.Gradient, members: list[Member]) -> float:
 
 def test_the_newest_attempts_are_taken_in_whole_groups(folder: Path) -> None:
     run = Run(folder)
-    assert {world: list(own) for world, own in interference.stored(run, 1, 1, ["math", "swe"]).items()} == {
+    assert {world: list(own) for world, own in interference.stored(run, range(2), 1, ["math", "swe"]).items()} == {
         "math": [2],
         "swe": [6],
     }
-    assert list(interference.stored(run, 2, 1, ["math"])["math"]) == [7], "as a later policy would see it"
+    assert list(interference.stored(run, range(3), 1, ["math"])["math"]) == [7], "as a later policy would see it"
+    assert not interference.stored(run, range(5, 9), 1, ["math"]), "too old"
     one = interference.facts(folder, tokens=1)["worlds"]["math"]
     assert (one["attempts"], one["self_cosine"]) == (2, None)
 
