@@ -132,8 +132,13 @@ class Run:
 
     def history(self) -> list[Row]:
         """What every settled lease brought, for rl/mix.py and rl/difficulty.py to go on from."""
-        settled = self.db.execute("select state, account from lease where state != 'open' order by id").fetchall()
-        return [Row(**{**json.loads(account), "trained": state == "trained"}) for state, account in settled]
+        settled = self.db.execute(
+            "select state, version, account from lease where state != 'open' order by id"
+        ).fetchall()
+        return [
+            Row(**{**json.loads(account), "trained": state == "trained", "version": version})
+            for state, version, account in settled
+        ]
 
     # -- rows -----------------------------------------------------------------------------------------------------
 
