@@ -137,6 +137,8 @@ class Episode:
     outcome: Outcome
     facts: Facts = field(default_factory=lambda: {"solved": False})
     turns: int = 0
+    tokens: int = 0
+    """Length of what the policy said in all its turns, in the unit that its budgets count."""
     error: str = ""
     """One line on what failed, where the outcome is the machinery's."""
     seconds: dict[str, float] = field(default_factory=dict)

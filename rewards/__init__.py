@@ -4,13 +4,15 @@ A reward file exports `reward(episode, **args) -> float`. Configuration composes
 
     rewards: {outcome: {weight: 1.0}, format: {weight: 0.1}}
 
-A weight of zero keeps the part as a metric. Nothing here runs code, reads a clock or sees a token, so stored episodes
-can be scored again at any time.
+It may also export `check(**args)`, which raises ValueError on arguments that make no sense, before a run starts. A
+weight of zero keeps the part as a metric. Nothing here runs code, reads a clock or sees a token, so stored episodes can
+be scored again at any time.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -41,6 +43,13 @@ def load(name: str) -> Reward:
     if name not in available():
         raise ValueError(f"there is no reward {name!r}; available: {', '.join(available())}")
     return importlib.import_module(f"rewards.{name}").reward
+
+
+def check(name: str, args: Mapping[str, Any]) -> None:
+    """Raises ValueError or TypeError where a reward cannot be called with these arguments."""
+    inspect.signature(load(name)).bind(None, **args)
+    if checks := getattr(importlib.import_module(f"rewards.{name}"), "check", None):
+        checks(**args)
 
 
 def score(episode: Episode, rewards: Mapping[str, Mapping[str, Any]]) -> Score:

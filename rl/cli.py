@@ -71,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--json", action="store_true", help="print JSON, draw nothing")
     report.set_defaults(run=_report)
 
+    interference = commands.add_parser("interference", help="do a run's worlds pull the same way? gradients by world")
+    interference.add_argument("folder", metavar="RUN", help="a run folder with a checkpoint, as runs/quickstart")
+    interference.add_argument("--tokens", type=int, metavar="N", help="sampled tokens of each world (a batch's)")
+    interference.add_argument("--step", type=int, metavar="N", help="the checkpoint's step (the last)")
+    interference.add_argument("--json", action="store_true", help="print JSON")
+    interference.set_defaults(run=_interference)
+
     tasks = commands.add_parser("tasks", help="make tasks of real Python packages")
     tasks.add_argument("action", choices=["build"], help="build: plant faults, and take neighbouring releases apart")
     tasks.add_argument(
@@ -146,6 +153,12 @@ def _report(args: argparse.Namespace) -> int:
     from rl import report
 
     return report.show(Path(args.folder), as_json=args.json)
+
+
+def _interference(args: argparse.Namespace) -> int:
+    from rl import interference
+
+    return interference.show(Path(args.folder), tokens=args.tokens, step=args.step, as_json=args.json)
 
 
 def _tasks(args: argparse.Namespace) -> int:

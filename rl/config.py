@@ -20,7 +20,8 @@ import envs
 import rewards
 from envs import sandboxes
 from policy import engines
-from rl import algorithms
+from rl import algorithms, filters, stages
+from rl.stages import DifficultyConfig, StageConfig
 
 
 class ConfigError(ValueError):
@@ -61,9 +62,10 @@ class WarmStart:
 @dataclass
 class WorldConfig:
     weight: float = 1.0
-    """Share of the leased groups, relative to the other worlds."""
+    """Share of the tokens trained on, relative to the other worlds: see rl/mix.py."""
     args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the world itself: see `World` in envs/<name>."""
+    difficulty: DifficultyConfig = field(default_factory=DifficultyConfig)
 
 
 @dataclass
@@ -157,6 +159,9 @@ class RunConfig:
     worlds: dict[str, WorldConfig] = field(default_factory=dict)
     rewards: dict[str, dict[str, Any]] = field(default_factory=_default_rewards)
     """Where a file has any, they stand in place of the default."""
+    filters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is not learnt from: see rl/filters."""
+    stages: list[StageConfig] = field(default_factory=list)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -245,7 +250,8 @@ def _known(given: DictConfig, schema: DictConfig, prefix: str) -> None:
         below = given._get_node(key)
         if isinstance(below, ListConfig) and isinstance(schema._get_node(name), DictConfig):
             raise ConfigError(f"{prefix}{name} holds a list; expected keys and values")
-        if isinstance(below, DictConfig) and prefix + name not in ("worlds", "rewards") and name != "args":
+        plugins = name in ("worlds", "rewards", "filters", "args")
+        if isinstance(below, DictConfig) and not plugins:
             inner = schema._get_node(name)
             if isinstance(inner, DictConfig):
                 _known(below, inner, f"{prefix}{name}.")
@@ -254,6 +260,10 @@ def _known(given: DictConfig, schema: DictConfig, prefix: str) -> None:
             settings = given.worlds[world]
             if isinstance(settings, DictConfig):
                 _known(settings, OmegaConf.structured(WorldConfig), f"worlds.{world}.")
+    if prefix == "" and isinstance(given._get_node("stages"), ListConfig):
+        for number, stage in enumerate(given.stages):
+            if isinstance(stage, DictConfig):
+                _known(stage, OmegaConf.structured(StageConfig), f"stages[{number}].")
 
 
 def _sentence(error: Exception) -> str:
@@ -270,6 +280,7 @@ def _check(config: RunConfig) -> None:
         raise ConfigError(f"no worlds are configured; available: {', '.join(envs.available())}")
     try:
         for name, world in config.worlds.items():
+            world.difficulty.check(f"worlds.{name}.difficulty")
             _arguments(f"worlds.{name}.args", envs.load(name).World, world.args, skip=("self", "sandboxes", "seed"))
             if world.weight < 0:
                 raise ConfigError(f"got worlds.{name}.weight={world.weight}; expected zero or more")
@@ -282,6 +293,10 @@ def _check(config: RunConfig) -> None:
             _arguments(f"rewards.{name}", rewards.load(name), args, skip=("episode",), also=("weight",))
             if not isinstance(settings.get("weight", 1.0), int | float):
                 raise ConfigError(f"got rewards.{name}.weight={settings['weight']!r}; expected a number")
+            _callable(f"rewards.{name}", rewards.check, name, args)
+        for name, settings in config.filters.items():
+            _arguments(f"filters.{name}", filters.load(name), settings, skip=("member",), also=("mode",))
+            _callable(f"filters.{name}", filters.check, name, settings)
         algorithms.load(config.algorithm.name, **config.algorithm.args)
         engines.load(config.engine.name)
     except ConfigError:
@@ -291,6 +306,7 @@ def _check(config: RunConfig) -> None:
     if not any(world.weight > 0 for world in config.worlds.values()):
         raise ConfigError("every world has weight 0; expected at least one above")
     _ranges(config)
+    _stages(config)
     if config.rollout.backend not in (backends := ["auto", *sandboxes.available()]):
         raise ConfigError(f"got rollout.backend={config.rollout.backend}; available: {', '.join(backends)}")
     if config.policy.model is not None and not (Path(config.policy.model) / "config.json").is_file():
@@ -298,6 +314,28 @@ def _check(config: RunConfig) -> None:
             f"policy.model: there is no Hugging Face model in {config.policy.model!r}; "
             "expected a folder with config.json"
         )
+
+
+def _callable(where: str, check: Any, name: str, args: Mapping[str, Any]) -> None:
+    """Refuse arguments that a plug-in refuses, or that are not all it needs."""
+    try:
+        check(name, args)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _stages(config: RunConfig) -> None:
+    """Each stage, at its first and at its last step, must be a configuration that would be taken as a file."""
+    try:
+        stages.check(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for number in range(len(config.stages)):
+        try:
+            for view in stages.views(config, number):
+                _check(view)
+        except (ConfigError, ValueError, TypeError) as error:
+            raise ConfigError(f"stages[{number}]: {error}") from None
 
 
 def _ranges(config: RunConfig) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from policy.model import load, token_logprobs
 from rl import algorithms
 from rl.batch import Batch, pack
+from rl.metrics import means, sums_by_world
 from rl.trajectory import Member
 
 TRAINER_STATE = "trainer.pt"
@@ -104,7 +105,7 @@ class Learner:
         self.optimizer.zero_grad()
         sums: dict[str, float] = {}
         for micro in batch.split(rows=1):
-            for name, value in self._backward(micro).items():
+            for name, value in self._backward(micro, members).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
         if not math.isfinite(norm):
@@ -114,10 +115,10 @@ class Learner:
         lag = [self.version - member.trajectory.oldest for member in members]
         self.version += 1
         seconds = time.perf_counter() - started
-        count = sums.pop("tokens")
+        count = sums["tokens"]
         return {
             "loss": sums.pop("loss"),
-            **{name: value / count for name, value in sums.items()},
+            **means(sums),
             "grad_norm": norm,
             "lr": lr,
             "version": float(self.version),
@@ -148,21 +149,26 @@ class Learner:
             group["lr"] = lr
         return lr
 
-    def _backward(self, micro: Batch) -> dict[str, Tensor]:
+    def _backward(self, micro: Batch, members: Sequence[Member]) -> dict[str, Tensor]:
         """Add the gradient of one micro-batch; return its metrics as sums, `loss` among them."""
         micro = micro.to(self.accelerator.device)
         with self.accelerator.autocast():
             logprob_BT, entropy_BT = token_logprobs(self.model, micro.ids_BT, micro.position_BT, micro.mask_BT)
-        loss, sums = self.algorithm.loss(
-            logprob_BT,
-            micro.behaviour_BT,
-            micro.advantage_BT,
-            micro.mask_BT,
-            entropy_BT,
-            denominator=self.settings.loss_denominator,
-        )
+
+        def score(logprob_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            return self.algorithm.loss(
+                logprob_BT,
+                micro.behaviour_BT,
+                micro.advantage_BT,
+                mask_BT,
+                entropy_BT,
+                denominator=self.settings.loss_denominator,
+            )
+
+        loss, sums = score(logprob_BT, micro.mask_BT)
         self.accelerator.backward(loss)
-        return {**sums, "loss": loss.detach()}
+        of_worlds = sums_by_world(members, micro, lambda mask_BT: score(logprob_BT.detach(), mask_BT)[1])
+        return {**sums, **of_worlds, "loss": loss.detach()}
 
     @torch.no_grad()
     def logprobs(self, ids: Sequence[int]) -> list[float]:

@@ -37,18 +37,15 @@ class Local:
     async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
         """One group: `size` attempts at the task at `index`."""
         place, settings = self.worlds[world], self.config.rollout
-        task, limits = place.task(split, index), self.limits(world)
+        task, limits = place.task(split, index), rollout.limits(self.config, place)
         seed = f"{self.config.seed}/{world}/{split}/{index}" if self.config.train.sync else None
         members = await rollout.play_group(
             place, task, size, self.engine, self.chat, limits, self.config.rewards, settings.replace_lost, seed
         )
         return Group(lease=lease, world=world, version=version, members=members)
 
-    def limits(self, world: str) -> rollout.Limits:
-        return rollout.limits(self.config, self.worlds[world])
-
     async def expert(self, world: str, index: int) -> Member:
-        return await selftest.play_expert(self, world, index)
+        return await selftest.play_expert(self.worlds[world], self, index)
 
     async def score(self, members: Sequence[Member]) -> tuple[list[list[float]], dict[str, float]]:
         return await asyncio.to_thread(self.learner.score, members)

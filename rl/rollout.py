@@ -133,6 +133,7 @@ async def _attempt(
         with spent.on("generate"):
             said: Completion = await engine.generate(trajectory.ids, sampling)
         trajectory.speak(said.ids, said.logprobs, said.versions)
+        episode.tokens = trajectory.spoken
         action = chat.decode(said.ids)
         episode.messages.append({"role": "assistant", "content": action})
         episode.turns += 1

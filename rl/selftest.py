@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from envs import EnvCrashed, Episode, Outcome
+from envs import EnvCrashed, Episode, Outcome, World
 from policy.engines import Completion, Sampling
 from rl import algorithms, rollout
 from rl.buffer import tokens_of, useful
@@ -198,14 +198,13 @@ def _interval(good: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-async def play_expert(worker: RolloutWorker | Local, world: str, index: int) -> Member:
+async def play_expert(place: World, worker: RolloutWorker | Local, index: int) -> Member:
     """In a rollout worker: the expert says its turns where the policy would; what it is lost to is tried once more.
 
     A task without an expert comes back as cancelled, one whose expert breaks as crashed.
     """
-    place = worker.worlds[world]
     task = place.task("train", index)
-    limits = worker.limits(world)
+    limits = rollout.limits(worker.config, place)
     try:
         messages = place.demonstrate(task, random.Random(task.key), err=False)
     except (NotImplementedError, AttributeError, ValueError):

@@ -20,11 +20,12 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rl.episodes import SETTLED, TABLE, Attempts, sync, transaction
+from rl.mix import Row
 from rl.trajectory import Group, rebase
 
 LAYOUT = 2
@@ -34,7 +35,7 @@ TABLES = (
     "id integer primary key, world text not null, task_index integer not null, task_key text, "
     "version integer not null, "
     "state text not null check (state in ('open', 'played', 'trained', 'flat', 'lost')), "
-    "step integer, outcomes text, tokens integer, unique (world, task_index), "
+    "step integer, outcomes text, tokens integer, account text, unique (world, task_index), "
     "check ((step is null) = (state in ('open', 'played'))))",
     "create table heldout ("
     "id integer primary key, version integer not null, world text not null, task_index integer not null, "
@@ -131,11 +132,14 @@ class Run:
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
-    def grant(self, world: str, version: int) -> Lease:
-        """Promise the next task of a world's stream."""
-        (index,) = self.db.execute(
-            "select coalesce(max(task_index) + 1, 0) from lease where world = ?", (world,)
-        ).fetchone()
+    def next_index(self, world: str) -> int:
+        """The first position of a world's stream after all that were ever granted."""
+        sql = "select coalesce(max(task_index) + 1, 0) from lease where world = ?"
+        return int(self.db.execute(sql, (world,)).fetchone()[0])
+
+    def grant(self, world: str, version: int, index: int | None = None) -> Lease:
+        """Promise the next task of a world's stream, or one further on: those passed over are never granted."""
+        index = self.next_index(world) if index is None else index
         cursor = self.db.execute(
             "insert into lease (world, task_index, version, state) values (?, ?, ?, 'open')", (world, index, version)
         )
@@ -192,9 +196,9 @@ class Run:
             self.attempts.add(group, purpose)
             if purpose == "train":
                 self.db.execute(
-                    "update lease set state = 'played', version = ?, task_key = ?, outcomes = ?, tokens = ? "
-                    "where id = ?",
-                    (group.version, key, outcomes, tokens, group.lease),
+                    "update lease set state = 'played', version = ?, task_key = ?, outcomes = ?, tokens = ?, "
+                    "account = ? where id = ?",
+                    (group.version, key, outcomes, tokens, json.dumps(asdict(Row.of(group))), group.lease),
                 )
 
     def stored(self, lease: Lease, at: int | None = None) -> Group | None:
@@ -221,6 +225,16 @@ class Run:
     def flush(self) -> None:
         """Move the attempts of settled groups from the ledger to shards."""
         self.attempts.flush()
+
+    def history(self) -> list[Row]:
+        """What every settled lease brought, for rl/mix.py and rl/difficulty.py to go on from."""
+        settled = self.db.execute(
+            "select state, version, account from lease where step is not null order by id"
+        ).fetchall()
+        return [
+            Row(**{**json.loads(account), "trained": state == "trained", "version": version})
+            for state, version, account in settled
+        ]
 
     # -- back to a checkpoint -------------------------------------------------------------------------------------
 

@@ -11,12 +11,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from rl import algorithms, config, evaluate, metrics, selftest, status, trackers, warmstart
+from rl import algorithms, config, evaluate, filters, metrics, selftest, stages, status, trackers, warmstart
 from rl.buffer import Buffer, tokens_of, useful
 from rl.config import RunConfig
+from rl.difficulty import Difficulty
 from rl.firewall import Firewall, LearnerDied, MachineryDown, Restarts, room_on
 from rl.live import Page
 from rl.local import Local
+from rl.mix import Mix, Row
 from rl.store import Lease, Run
 from rl.trajectory import Group, Member
 from rl.workers import Cluster, leaked, preflight
@@ -47,11 +49,12 @@ class Training:
         self.owed: list[Lease] = []
         """Open leases of an interrupted run: worked on first."""
         self.stop = asyncio.Event()
-        self.firewall = Firewall(name for name, world in settings.worlds.items() if world.weight > 0)
+        self.firewall = Firewall(stages.targets(settings, 0))
         self.lost: dict[int, list[Member]] = {}
         """What earlier tries of a lease came to, where the machinery lost them all."""
         self.notes: list[str] = []
         """What was paused or started again since the last step."""
+        self.recall()
 
     # -- the two loops --------------------------------------------------------------------------------------------
 
@@ -75,6 +78,11 @@ class Training:
                 async with self.waits.on(status.BATCH, owner="rollouts"):
                     await self.unless_stopped(wave)
             await self.step(await self.buffer.take(self.version))
+
+    def recall(self) -> None:
+        """Take up what the ledger knows of the leases that are settled."""
+        history = self.run.history()
+        self.mix, self.difficulty = Mix(self.settings, history), Difficulty(self.settings, history)
 
     # -- their parts ----------------------------------------------------------------------------------------------
 
@@ -103,12 +111,14 @@ class Training:
 
     async def play(self) -> None:
         """Lease a task, have its group played unless it was finished before an interruption, hand it on."""
-        while not self.firewall.open():  # a pause is bounded, and so is their number
+        while not any(map(self.firewall.allows, stages.targets(self.settings, self.version))):  # pauses are bounded
             await asyncio.sleep(LOOK_S)
         lease, version = self.lease(), self.version
         self.firewall.leased(lease.world)
         group = stored = self.run.stored(lease, at=version if self.settings.train.sync else None)
-        self.buffer.admit(lease.id, stored.version if stored else version)
+        version = stored.version if stored else version
+        self.buffer.admit(lease.id, version)
+        self.mix.admit(lease.id, lease.world, version)
         if group is None:
             async with self.waits.on(f"task {lease.index} of {lease.world}", owner="rollouts", lease=lease.id):
                 group = await self.cluster.play(
@@ -122,25 +132,28 @@ class Training:
                 self.lost[lease.id] = group.members
                 self.owed.append(lease)
                 return self.buffer.arrive(group, useful=False)
+        filters.screen(group, stages.at(self.settings, version).filters)
         self.algorithm.advantages(group)
+        self.mix.arrive(row := Row.of(group))
+        self.difficulty.add(row)
         if stored is None:
             self.run.keep(group, "train")
         if not useful(group):
-            self.run.settle([group], "flat" if group.valid else "lost", self.version + 1)
+            self.run.settle([group], "flat" if group.earned else "lost", self.version + 1)
         self.buffer.arrive(group, useful=useful(group))
         self.page.waiting(self.buffer.waiting_for(self.version), self.window)
 
     def lease(self) -> Lease:
-        """An owed task, else the next one of the world that is furthest behind its weight."""
+        """An owed task, else the next wanted one of the world that is furthest behind its weight."""
         for lease in self.owed:
             if self.firewall.allows(lease.world):
                 self.owed.remove(lease)
                 if not lease.played:
                     self.run.renew(lease, self.version)
                 return lease
-        granted = self.run.granted()
-        weights = {name: self.settings.worlds[name].weight for name in self.firewall.open()}
-        return self.run.grant(min(weights, key=lambda name: (granted.get(name, 0) + 1) / weights[name]), self.version)
+        world = self.mix.next(self.version, without=[w for w in self.settings.worlds if not self.firewall.allows(w)])
+        index = self.difficulty.next(world, self.run.next_index(world), self.version)
+        return self.run.grant(world, self.version, index)
 
     def with_earlier(self, group: Group) -> Group:
         """The group with what earlier tries of its lease came to. Raises MachineryDown."""
@@ -166,8 +179,10 @@ class Training:
         self.tokens += sum(tokens_of(group) for group in groups)
         seconds = {"learn": learnt_at - began, "publish": time.monotonic() - learnt_at, "pause": swapped.pause_s}
         self.waits.swap = swapped.row(seconds["publish"])
-        row = self.window.row(groups, trained_at, learnt, seconds, self.tokens) | {"swap": self.waits.swap}
-        row |= {"notes": self.notes, "paused": self.firewall.paused()}
+        self.mix.train(groups)
+        figures = self.difficulty.told(self.mix.shares(trained_at))
+        row = self.window.row(groups, trained_at, learnt, seconds, self.tokens, figures)
+        row |= {"swap": self.waits.swap, "notes": self.notes, "paused": self.firewall.paused()}
         self.notes = []
         self.run.trained(groups, version, row)
         self.page.step(row)
@@ -322,6 +337,7 @@ async def drive(settings: RunConfig, run: Run, page: Page, model: str, cluster: 
             async with page.board.on(status.PUBLISH, owner="engines"):
                 await cluster.publish()
         training.owed = run.rewind(training.version, training.buffer.max_staleness)
+        training.recall()
         training.tokens = max((row["tokens"] for row in run.rows("metrics.jsonl")), default=0)
         if settings.train.selftest:
             async with page.board.on(status.SELFTEST, owner="engines, rollouts and learner"):

@@ -69,11 +69,20 @@ class Member:
     episode: Episode
     score: Score | None = None
     advantage: float = 0.0
+    caught: tuple[str, ...] = ()
+    """Names of the filters that caught it (rl/filters)."""
+    rejected: bool = False
+    """One of them is enforced."""
+
+    @property
+    def earned(self) -> bool:
+        """The policy's doing: it earned its ending, it was scored, and it spoke."""
+        return self.episode.outcome.valid and self.score is not None and self.trajectory.spoken > 0
 
     @property
     def valid(self) -> bool:
-        """May be trained on: the policy earned its ending, it was scored, and it spoke."""
-        return self.episode.outcome.valid and self.score is not None and self.trajectory.spoken > 0
+        """May be trained on: earned, and no filter rejects it."""
+        return self.earned and not self.rejected
 
 
 @dataclass(slots=True)
@@ -88,6 +97,10 @@ class Group:
     @property
     def valid(self) -> list[Member]:
         return [m for m in self.members if m.valid]
+
+    @property
+    def earned(self) -> list[Member]:
+        return [m for m in self.members if m.earned]
 
     def outcomes(self) -> dict[Outcome, int]:
         counts: dict[Outcome, int] = {}

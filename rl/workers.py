@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from envs import MachineryError, Split, sandboxes
 from policy import engines
 from policy.engines import Canary, Completion, EngineDied, EngineError, EngineLost, Sampling
 from policy.weights import Swapped, Weights
-from rl import rollout, selftest
+from rl import rollout, selftest, stages
 from rl.config import RunConfig
 from rl.firewall import ActorDied, LearnerDied, post_mortem
 from rl.supervise import PING_TIMEOUT_S, Hung, Seat, Supervisor, first_line, how
@@ -136,24 +136,29 @@ class RolloutWorker:
         self.playing: set[asyncio.Task[list[Member]]] = set()
         backend = sandboxes.load(settings.backend)
         self.pool = backend.Pool(run=run, size=settings.sandboxes, image=settings.image, memory_mb=settings.memory_mb)
-        self.worlds = {
-            name: envs.load(name).World(self.pool, seed=config.seed, **world.args)
-            for name, world in config.worlds.items()
-        }
+        self.worlds: dict[str, envs.World] = {}
+        for name, world in config.worlds.items():
+            self.world(name, world.args)
+
+    def world(self, name: str, args: Mapping[str, Any]) -> envs.World:
+        """The world with these arguments, built once: stages may change them."""
+        known = f"{name} {dict(args)!r}"
+        if known not in self.worlds:
+            self.worlds[known] = envs.load(name).World(self.pool, seed=self.config.seed, **args)
+        return self.worlds[known]
 
     async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
         """One group: `size` attempts at the task at `index`."""
-        place, settings = self.worlds[world], self.config.rollout
+        now = stages.at(self.config, version) if split == "train" else self.config
+        place = self.world(world, now.worlds[world].args)
         try:
             task = rollout.task_of(place, split, index)
         except MachineryError as error:
             return Group(lease, world, version, rollout.unplayed(world, split, index, error))
-        limits = self.limits(world)
+        limits, replace_lost = rollout.limits(self.config, place), self.config.rollout.replace_lost
         seed = f"{self.config.seed}/{world}/{split}/{index}" if self.config.train.sync else None
         playing = asyncio.create_task(
-            rollout.play_group(
-                place, task, size, self.engine, self.chat, limits, self.config.rewards, settings.replace_lost, seed
-            )
+            rollout.play_group(place, task, size, self.engine, self.chat, limits, now.rewards, replace_lost, seed)
         )
         self.playing.add(playing)
         try:
@@ -167,12 +172,9 @@ class RolloutWorker:
     async def serve(self, generators: Sequence[Any]) -> None:
         self.engine.serve(generators)
 
-    def limits(self, world: str) -> rollout.Limits:
-        return rollout.limits(self.config, self.worlds[world])
-
     async def expert(self, world: str, index: int) -> Member:
         """The scripted expert's attempt at a training task, played and scored like any other."""
-        return await selftest.play_expert(self, world, index)
+        return await selftest.play_expert(self.world(world, self.config.worlds[world].args), self, index)
 
     def look(self) -> dict[str, int]:
         """Attempts by what they do at this moment."""

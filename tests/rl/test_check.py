@@ -110,7 +110,7 @@ def test_words_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["nosuchworld"], "there is no world 'nosuchworld'; available: code, math, swe"),
+        (["nosuchworld"], "there is no world 'nosuchworld'; available: code, delayed, math, swe"),
         (["nosuch.py"], "there is no file nosuch.py"),
         (["no.such.module"], "there is no module"),
         (["json.decoder"], "has no `World`"),

@@ -32,7 +32,7 @@ BAD = {
         ["worlds.math.wieght=1"],
         "unknown key worlds.math.wieght; did you mean worlds.math.weight?",
     ),
-    "no rewards": (GOOD + "rewards: {}\n", [], "no rewards are configured; available: outcome, tool_format"),
+    "no rewards": (GOOD + "rewards: {}\n", [], "no rewards are configured; available: length, outcome, tool_format"),
     "nothing near": (
         GOOD,
         ["eval.zzz=3"],
@@ -59,8 +59,8 @@ BAD = {
         ["learner=3"],
         "x.yaml: Merge error: int is not a subclass of LearnerConfig. value: 3",
     ),
-    "no world": ("", [], "no worlds are configured; available: code, math, swe"),
-    "unknown world": (GOOD, ["worlds.mth={}"], "there is no world 'mth'; available: code, math, swe"),
+    "no world": ("", [], "no worlds are configured; available: code, delayed, math, swe"),
+    "unknown world": (GOOD, ["worlds.mth={}"], "there is no world 'mth'; available: code, delayed, math, swe"),
     "empty world": ("worlds: {math: }\n", [], "x.yaml: worlds.math: field 'worlds.math' is not Optional"),
     "worlds as a list": ("worlds: [math]\n", [], "worlds holds a list; expected keys and values"),
     "unknown world argument": (
@@ -83,12 +83,38 @@ BAD = {
     "unknown reward": (
         GOOD + "rewards: {outcom: {weight: 1}}\n",
         [],
-        "there is no reward 'outcom'; available: outcome, tool_format",
+        "there is no reward 'outcom'; available: length, outcome, tool_format",
     ),
     "unknown reward argument": (
         GOOD,
         ["rewards.outcome.wieght=1"],
         "unknown key rewards.outcome.wieght; did you mean weight?",
+    ),
+    "missing reward argument": (
+        GOOD,
+        ["rewards.length.soft_tokens=5"],
+        "rewards.length: missing a required argument: 'hard_tokens'",
+    ),
+    "unknown filter": (
+        GOOD + "filters: {gibberich: {mode: track}}\n",
+        [],
+        "there is no filter 'gibberich'; available: gibberish, overlong, repetition",
+    ),
+    "filter mode": (
+        GOOD,
+        ["filters.overlong.mode=drop"],
+        "filters.overlong: got mode='drop'; available: track, enforce",
+    ),
+    "unknown filter argument": (
+        GOOD,
+        ["filters.overlong.budget=[time]"],
+        "unknown key filters.overlong.budget; did you mean budgets?",
+    ),
+    "filters as a list": (GOOD + "filters: [overlong]\n", [], "filters holds a list; expected keys and values"),
+    "unknown key of the difficulty": (
+        GOOD,
+        ["worlds.math.difficulty.lo=0.1"],
+        "unknown key worlds.math.difficulty.lo; did you mean worlds.math.difficulty.low?",
     ),
     "reward weight": (GOOD, ["rewards.outcome.weight=lots"], "got rewards.outcome.weight='lots'; expected a number"),
     "unknown algorithm": (GOOD, ["algorithm.name=grop"], "there is no algorithm 'grop'; available: grpo"),
@@ -97,7 +123,11 @@ BAD = {
         ["algorithm.args.clip=1"],
         "algorithm 'grpo' has no knob clip; available: clip_low, clip_high",
     ),
-    "unknown engine": (GOOD, ["engine.name=vlm"], "there is no engine 'vlm'; available: scripted, vllm"),
+    "unknown engine": (
+        GOOD,
+        ["engine.name=vlm"],
+        "there is no engine 'vlm'; available: drawn, recited, scripted, vllm",
+    ),
     "no model": (
         GOOD,
         ["policy.model=nowhere"],

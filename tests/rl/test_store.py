@@ -72,6 +72,42 @@ def test_keeping_records_that_a_lease_is_played_and_settling_what_became_of_it(t
     assert states(run)[other.id] == ("open", None)
 
 
+def test_what_each_lease_brought_is_told_again_after_reopening(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    trained, flat, again, _ = (run.grant("math", 4) for _ in range(4))
+    lost = attempt(Outcome.SANDBOX_LOST, score=None)
+    first = group(trained, attempt(), attempt(Outcome.FAILED, score=0.0), lost)
+    dull = attempt()
+    dull.advantage = 0.0
+    second, third = group(flat, dull), group(again)
+    for each in (first, second, third):
+        run.keep(each, "train")
+    run.trained([first], 5, row(5))
+    run.settle([second], "flat", 5)
+    run.trained([third], 6, row(6))
+    run.rewind(5, bound=8)
+    run.close()
+    rows = Run.reopen(tmp_path / "run").history()
+    assert [(row.lease, row.trained, row.useful, row.sampled, row.tried, row.solved) for row in rows] == [
+        (trained.id, True, 4, 6, 2, 1),
+        (flat.id, False, 0, 2, 1, 1),
+    ]
+    assert (rows[0].world, rows[0].version, rows[0].key, rows[0].family, rows[0].level) == (
+        "math",
+        4,
+        "sum/1+2",
+        "sum",
+        2,
+    )
+
+
+def test_a_position_that_is_passed_over_is_never_granted(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    assert run.next_index("math") == 0
+    assert [run.grant("math", 0, index).index for index in (None, 3, None, 9)] == [0, 3, 4, 9]
+    assert run.next_index("math") == 10 and run.next_index("code") == 0
+
+
 def test_keeping_and_training_are_all_or_nothing(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run")
     lease = run.grant("math", 0)

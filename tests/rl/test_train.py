@@ -3,11 +3,14 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import envs
 from envs import Episode, Outcome, Task
+from policy.engines.scripted import ScriptedEngine
 from policy.weights import Swapped
 from rewards import Score
 from rl import buffer, config
@@ -15,6 +18,9 @@ from rl.live import Page
 from rl.store import Run
 from rl.train import MachineryDown, Training
 from rl.trajectory import Group, Member, Trajectory
+from rl.workers import RolloutWorker
+from tests.rl.test_mix import row
+from tests.rl.test_rollout import CHAT
 
 
 class SlowCluster:
@@ -150,3 +156,92 @@ def test_groups_lost_while_the_machinery_was_down_are_played_again_and_trained_o
     notes = [note for row in rows for note in row["notes"]]
     assert any("world math is paused" in note and "gone" in note for note in notes)
     assert "world math works again and goes on" in notes and rows[-1]["paused"] == {}
+
+
+class JointCluster(SlowCluster):
+    """Two worlds, the episodes of one 10 times as long, and the longer the slower; some attempts are cut off."""
+
+    async def play(self, world: str, split: str, index: int, lease: int, version: int, size: int) -> Group:
+        group = await super().play(world, split, index, lease, version, size)
+        tokens = max(1, round((100 if world == "code" else 10) * self.rng.lognormvariate(0, 0.5)))
+        for member in group.members:
+            member.trajectory = Trajectory()
+            member.trajectory.hear([1])
+            member.trajectory.speak([5] * tokens, [-1.0] * tokens, [self.served] * tokens)
+            member.episode.outcome = Outcome.TOKENS_SPENT if index % 4 == 3 else Outcome.SOLVED
+            member.episode.facts = {"solved": member.episode.outcome is Outcome.SOLVED}
+        await asyncio.sleep(tokens * 1e-4)
+        return group
+
+    async def step(self, groups: Sequence[Group]) -> dict[str, float]:
+        assert all(member.episode.outcome is Outcome.SOLVED for group in groups for member in group.valid)
+        return await super().step(groups)
+
+
+JOINT = (
+    "worlds.code.weight=1",
+    "learner.batch_tokens=1500",
+    "filters.overlong.mode=enforce",
+    "train.groups=12",
+    "train.steps=10",
+)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_shares_of_trained_tokens_are_held_and_reported_and_filters_enforced(tmp_path: Path, sync: bool) -> None:
+    trained(tmp_path, JointCluster(), *JOINT, f"train.sync={str(sync).lower()}")
+    rows = Run(tmp_path / "run").rows("metrics.jsonl")
+    assert len(rows) == 10
+    for world, seen in rows[-1]["worlds"].items():
+        assert seen["target"] == 0.5 and seen["share"] == pytest.approx(0.5, abs=0.1), world
+        tokens = sum(row["worlds"][world].get("trained_tokens", 0) for row in rows)
+        assert seen["share"] == pytest.approx(tokens / rows[-1]["tokens"])
+    counted = [row["worlds"][world] for row in rows for world in row["worlds"] if "rejected" in row["worlds"][world]]
+    assert sum(seen["rejected"] for seen in counted) == sum(seen["caught"].get("overlong", 0) for seen in counted) > 0
+
+
+def test_a_resumed_run_goes_on_with_the_same_accounts(tmp_path: Path) -> None:
+    trained(tmp_path, JointCluster(), *JOINT, "train.sync=true")
+    settings = config.load(tmp_path / "x.yaml", [*JOINT, "train.sync=true"])
+    run = Run.reopen(tmp_path / "run")
+    training = Training(settings, run, JointCluster(), Page(settings))  # type: ignore[arg-type]
+    last = run.rows("metrics.jsonl")[-1]["worlds"]
+    for world, seen in training.mix.shares(0).items():
+        assert seen["share"] == pytest.approx(last[world]["share"]), world
+    tried, rate = training.difficulty.rate("code", "family f 0", 10**6)
+    assert tried > 40 and rate == pytest.approx(0.75, abs=0.1)
+    run.close()
+
+
+def test_a_task_outside_the_bounds_is_passed_over_by_the_lease(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("worlds: {math: {difficulty: {low: 0.1, keep: 0.0}}}\n")
+    settings = config.load(tmp_path / "x.yaml")
+    run = Run.create(tmp_path / "run")
+    training = Training(settings, run, SlowCluster(), Page(settings))  # type: ignore[arg-type]
+    first = envs.load("math").World(None).task("train", 0)
+    training.difficulty.add(replace(row(9, "math", 10, flat=True), key=first.key))
+    assert training.lease().index == 1 and training.lease().index == 2
+    run.close()
+
+
+def test_a_worker_plays_the_stage_of_the_version_and_held_out_tasks_of_the_file(tmp_path: Path) -> None:
+    """Levels and rewards of a stage; nothing of it in what is measured."""
+    (tmp_path / "x.yaml").write_text(
+        "worlds: {math: {args: {python_tool: false, levels: [2]}}}\nstages:\n  - until_step: 3\n"
+        "    worlds: {math: {args: {levels: [0]}}}\n"
+        "    rewards: {length: {soft_tokens: {from: 1, to: 3}, hard_tokens: 9}}\n"
+    )
+    worker = RolloutWorker()
+    worker.playing = set()
+    worker.config, worker.worlds, worker.pool = config.load(tmp_path / "x.yaml"), {}, None
+    worker.chat, worker.engine = CHAT, ScriptedEngine(lambda prompt: CHAT.encode("\\boxed{") + CHAT.stop_ids[:1])
+
+    def played(split: str, version: int) -> tuple[int, list[str]]:
+        group = asyncio.run(worker.play("math", split, 0, 0, version, 1))  # type: ignore[arg-type]
+        (member,) = group.members
+        assert member.score is not None and member.episode.tokens == member.trajectory.spoken > 0
+        return member.episode.task.level, list(member.score.parts)
+
+    assert played("train", 0) == played("train", 2) == (0, ["outcome", "length"])
+    assert played("train", 3) == played("heldout", 0) == (2, ["outcome"])
+    assert len(worker.worlds) == 2, "a world is built once for each set of arguments"
