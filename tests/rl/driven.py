@@ -32,8 +32,8 @@ from rl.trajectory import Group
 CONFIG = """
 worlds: {math: {args: {python_tool: false, tasks: BITS}}}
 policy: {model: MODEL, context: 120, turn_tokens: 12}
-learner: {batch_tokens: 150, row_tokens: 120}
-rollout: {group_size: 4}
+learner: {batch_tokens: 110, row_tokens: 120}
+rollout: {group_size: 3}
 train: {steps: 9, groups: 3, checkpoint_every: 3}
 eval: {tasks: 3}
 """
