@@ -17,7 +17,7 @@ from rl.trajectory import Group, Member, Trajectory
 
 
 class SlowCluster:
-    """Groups take a random while; engines serve new weights only when a publish has ended."""
+    """Groups take a random while, every fourth is flat; engines serve new weights only when a publish has ended."""
 
     def __init__(self, outcome: Outcome = Outcome.SOLVED) -> None:
         self.served = self.learnt = self.worst = 0
@@ -34,7 +34,7 @@ class SlowCluster:
             trajectory.hear([1])
             trajectory.speak([5] * 10, [-1.0] * 10, [self.served] * 10)
             task = Task(world=world, key=str(index), family="f", level=0, messages=())
-            score = Score(float(number)) if self.outcome.valid else None
+            score = Score(float(number and lease % 4)) if self.outcome.valid else None
             members.append(
                 Member(trajectory, Episode(task=task, messages=[], outcome=self.outcome, error="gone"), score)
             )
