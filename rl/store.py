@@ -324,7 +324,8 @@ class Run:
 
     def secure(self) -> None:
         """Wait until the ledger is on the disk, so that after a power cut it is not behind a checkpoint."""
-        sync(self.folder / "ledger.db-wal")
+        for path in self.folder.glob("ledger.db*"):
+            sync(path)
 
     def checkpoint(self, version: int) -> Path:
         return self.checkpoints / f"{version:06d}"

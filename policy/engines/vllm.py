@@ -25,6 +25,8 @@ from policy.engines import Canary, Completion, EngineDied, EngineLost, Sampling,
 from policy.weights import Swapped, digest, read_back
 
 CANARY_TIMEOUT_S = 60.0
+_WHOLE_PROMPTS = {"enable_chunked_prefill": False}
+"""On a CPU vLLM 0.32 dies where a prompt with a seed is taken in parts: the generators there have no offset."""
 
 
 class SwapExtension:
@@ -79,7 +81,7 @@ async def start(
         disable_log_stats=True,
         worker_extension_cls=f"{SwapExtension.__module__}.{SwapExtension.__qualname__}",
         **({"distributed_executor_backend": "uni"} if on_cpu and tensor_parallel == 1 else {}),
-        **(args or {}),
+        **{**(_WHOLE_PROMPTS if on_cpu else {}), **(args or {})},
     )
     llm = AsyncLLM.from_engine_args(engine_args)
     await llm.update_weight_version("0")

@@ -30,14 +30,14 @@ from rl.store import Run
 from rl.trajectory import Group
 
 CONFIG = """
-worlds: {math: {args: {python_tool: false, families: [compare], levels: [0]}}}
+worlds: {math: {args: {python_tool: false, tasks: BITS}}}
 policy: {model: MODEL, context: 120, turn_tokens: 12}
-learner: {batch_tokens: 80, row_tokens: 120}
-rollout: {group_size: 5}
+learner: {batch_tokens: 110, row_tokens: 120}
+rollout: {group_size: 3}
 train: {steps: 9, groups: 3, checkpoint_every: 3, selftest: false}
 eval: {tasks: 3}
 """
-ANSWERS = range(2, 7)
+ANSWERS = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,18 @@ class Kill:
 
 
 def prepare(folder: Path) -> None:
-    """A tiny random model with a tokenizer, and a configuration."""
+    """A tiny random model with a tokenizer, tasks that half of the guesses solve, and a configuration."""
     torch.manual_seed(0)
-    texts = ["Which is the largest smallest of 3, 4? user assistant \\boxed{7}"] * 4
+    bits = [{"problem": f"Guess bit number {number}.", "answer": str(number % 2)} for number in range(60)]
+    (folder / "bits.jsonl").write_text("".join(json.dumps(bit) + "\n" for bit in bits))
+    texts = ["Guess bit number 3. user assistant \\boxed{7}"] * 4
     tokenizer = train_tokenizer(texts, 330)
     model = make_model(tokenizer, hidden=16, layers=2, heads=2, kv_heads=1, mlp=32, context=128)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    (folder / "run.yaml").write_text(CONFIG.replace("MODEL", str(folder / "model")))
+    (folder / "run.yaml").write_text(
+        CONFIG.replace("MODEL", str(folder / "model")).replace("BITS", str(folder / "bits.jsonl"))
+    )
 
 
 class Told(Local):

@@ -116,6 +116,7 @@ def killed_and_resumed(
         else:
             folders.append(warm[0] / f"{name}-{len(folders)}")
         if died.total() == count:
+            assert len(died) >= count // 2, f"not spread: {died}"
             live(warm, folders[-1].name, overrides)
             return folders
     raise AssertionError(f"only {died} of {count}")
