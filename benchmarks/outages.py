@@ -206,7 +206,7 @@ def private_engine(folder: Path) -> Iterator[Callable[[], None]]:
 
 
 def end(home: Path) -> None:
-    """Kill an engine of our own and everything of it: each process that names its folder, and what runs in containers."""
+    """Kill an engine of our own and all that is of it: each process that names its folder, and its containers."""
     inside = [int(file.read_text()) for file in (home / "x").rglob("init.pid")]
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
