@@ -23,7 +23,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ CONTEXT = 2048
 LIMITS = rollout.Limits(context=CONTEXT, turn_tokens=1024, turns=6, timeout_s=120.0)
 CALL_TIMEOUT_S = 8.0
 """Of one call into a world here, in place of a run's 900 s, so that a judge that hangs is given up soon."""
-SCENARIO_TIMEOUT_S = 300.0
+SCENARIO_TIMEOUT_S = 200.0
 WORLDS: dict[str, dict[str, Any]] = {"code": {}, "swe": {"families": ["guard"]}}
 BARS = {"false_zeros": 0, "lost_prompts": 0, "duplicated_prompts": 0, "wasted_fraction": 0.15, "hung": 0}
 
@@ -79,6 +79,8 @@ class Local:
 
     def __init__(self, worlds: Mapping[str, World], engine: Any, recited: RecitedEngine, groups: list[Group]) -> None:
         self.worlds, self.engine, self.recited, self.groups = worlds, engine, recited, groups
+        self.done: list[tuple[float, bool]] = []
+        """When each group began, and whether the machinery lost none of it."""
 
     async def play(self, world: str, split: envs.Split, index: int, lease: int, version: int, size: int) -> Group:
         place = self.worlds[world]
@@ -87,7 +89,9 @@ class Local:
             self.recited.learn(self.recited.chat.tokenizer.decode(self.recited.chat.opening(opening)), turns)
         task, judges = rollout.task_of(place, split, index), {"outcome": {"weight": 1.0}}
         playing = rollout.play_group(place, task, size, self.engine, self.recited.chat, LIMITS, judges, 1)
+        began = time.monotonic()
         self.groups.append(Group(lease, world, version, await playing))
+        self.done.append((began, all(member.valid for member in self.groups[-1].members)))
         return self.groups[-1]
 
 
@@ -118,9 +122,19 @@ def settings_for(folder: Path, model: Path, name: str, **overrides: Any) -> conf
 
 
 async def scenario(
-    boundary: str, backend: str, folder: Path, model: Path, groups: int, rate: float
+    boundary: str,
+    backend: str,
+    folder: Path,
+    model: Path,
+    groups: int,
+    rate: float,
+    meanwhile: Callable[[], Awaitable[float]] | None = None,
 ) -> tuple[dict[str, Any], list[Group]]:
-    """Play `groups` leases under faults at one boundary, through the driver's own code."""
+    """Play `groups` leases under faults at one boundary, through the driver's own code.
+
+    `meanwhile` does harm of its own and says when; `recovery_s` counts from then to the beginning of the next group of
+    which nothing is lost.
+    """
     settings = settings_for(folder, model, boundary)
     faults = Faults(boundary, rate, seed=0, kill=killed)
     pool = sandboxes.load(backend).Pool(run=f"faults-{boundary}-{os.getpid()}", size=settings.rollout.sandboxes)
@@ -131,22 +145,29 @@ async def scenario(
     played: list[Group] = []
     run = Run.create(settings.folder)
     page = Page(settings, Console(stderr=True, quiet=True))
-    training = Training(settings, run, Local(worlds, faults.engine(recited), recited, played), page)  # type: ignore[arg-type]
+    cluster = Local(worlds, faults.engine(recited), recited, played)
+    training = Training(settings, run, cluster, page)  # type: ignore[arg-type]
 
     async def some() -> None:
         while run.db.execute("select count(*) from lease").fetchone()[0] < groups or training.owed:
             await training.play()
 
     began, hung = time.monotonic(), 0
+    harm = asyncio.ensure_future(meanwhile()) if meanwhile else None
+    players = [some() for _ in range(settings.train.groups)]
     try:
-        await asyncio.wait_for(asyncio.gather(*(some() for _ in range(settings.train.groups))), SCENARIO_TIMEOUT_S)
+        await asyncio.wait_for(asyncio.gather(*players, *([harm] if harm else [])), SCENARIO_TIMEOUT_S)
     except TimeoutError:
         hung = 1
     finally:
         await pool.close()
         training.run.close()
-    found = account(settings.folder, worlds)
-    return {**found, "struck": faults.struck, "hung": hung, "wall_s": time.monotonic() - began}, played
+    found = {**account(settings.folder, worlds), "struck": faults.struck, "hung": hung}
+    if harm is not None:
+        harmed_at = await harm
+        after = [at for at, whole in cluster.done if at > harmed_at and whole]
+        found |= {"recovery_s": after[0] - harmed_at if after else SCENARIO_TIMEOUT_S, "hung": hung + (not after)}
+    return {**found, "wall_s": time.monotonic() - began}, played
 
 
 def account(folder: Path, worlds: Mapping[str, World]) -> dict[str, Any]:
@@ -176,19 +197,20 @@ def account(folder: Path, worlds: Mapping[str, World]) -> dict[str, Any]:
         zeros += said == expert(worlds[world], "train", index, err=False)[1] and row["score"] < 1
     judged = {row["lease"] for row in rows if Outcome(row["outcome"]).valid}
     settled = [(lease, state) for lease, _, _, state in leases if state != "open"]
-    positions = [(world, index) for _, world, index, _ in leases]
+    positions: dict[str, set[int]] = {}
+    for _, world, index, _ in leases:
+        positions.setdefault(world, set()).add(index)
+    missing = sum(max(seen) + 1 - len(seen) for seen in positions.values())
+    again = sum(count > 1 for count in stored.values())
     return {
         "prompts": len(leases),
         "attempts": len(rows),
         "right": sum(row["score"] == 1 for row in rows),
         "false_zeros": zeros,
-        "lost_prompts": sum(state == "lost" or lease not in judged for lease, state in settled)
-        + sum(
-            max(i for w, i in positions if w == world) + 1 - sum(w == world for w, _ in positions)
-            for world in {w for w, _ in positions}
-        ),
-        "duplicated_prompts": len(positions) - len(set(positions)) + sum(count > 1 for count in stored.values()),
-        "wasted_fraction": lost / max(1, len(rows)),
+        "lost_prompts": missing + sum(state == "lost" or lease not in judged for lease, state in settled),
+        "duplicated_prompts": len(leases) - sum(len(seen) for seen in positions.values()),
+        "stored_again": again,
+        "wasted_fraction": (lost + again) / max(1, len(rows)),
     }
 
 

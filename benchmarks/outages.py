@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import envs
-from envs.sandboxes import SandboxLost, SandboxUnavailable, docker
+from envs.sandboxes import SandboxUnavailable
 from policy.chat import Chat
 from rl.store import Run
 
@@ -32,6 +33,10 @@ TASKS = 400
 """Of the training stream, recited to the engine of a real run; more than it plays."""
 DEADLINE_S = 240.0
 """Of each wait here; what is not there by then hangs."""
+RESTART_GROUPS = 40
+RESTART_AFTER_S = 3.0
+ROOM = 2 * 2**20
+"""Bytes left on the disk that fills up."""
 KILLED = ("ray::RolloutWorker", "ray::Generator", "ray::LearnerWorker")
 
 
@@ -111,8 +116,8 @@ def actor_kill(folder: Path, model: Path) -> dict[str, Any]:
     run, recovery, hung = folder / "kills", {}, 0
     try:
         for name in KILLED:
-            at = steps(run)
-            hung += waited(lambda at=at: steps(run) >= at + 2, process) is None  # type: ignore[misc]
+            at = steps(run) + 2
+            hung += waited(lambda: steps(run) >= at, process) is None  # noqa: B023
             (pid,) = [pid for pid, called in family(process.pid) if called.startswith(name)]
             seen = steps(run)
             logged = (run / "metrics.jsonl").stat().st_mtime_ns
@@ -126,9 +131,12 @@ def actor_kill(folder: Path, model: Path) -> dict[str, Any]:
             os.killpg(process.pid, signal.SIGKILL)
     found = account(run, {"code": envs.load("code").World(None)})
     rows = Run(run).rows("metrics.jsonl")
+    in_flight = 4 * 4  # what the killed worker played, at most: nothing is known of it
+    wasted = (found["wasted_fraction"] * found["attempts"] + in_flight) / (found["attempts"] + in_flight)
     return {
         **found,
         **trained_once(run, found),
+        "wasted_fraction": wasted,
         "steps": [row["step"] for row in rows] == list(range(1, STEPS + 1)),
         "notes": [note for row in rows for note in row["notes"]],
         "exit": code,
@@ -173,12 +181,8 @@ def private_engine(folder: Path) -> Iterator[Callable[[], None]]:
 
     def restart() -> None:
         nonlocal process
-        process.kill()
+        end(home)
         process.wait()
-        for pid in Path(home / "x").rglob("*.pid"):  # containerd of its own, and what it runs
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(int(pid.read_text()), signal.SIGKILL)
-        (home / "p").unlink(missing_ok=True)
         process = start()
 
     before = os.environ.get("DOCKER_HOST")
@@ -192,11 +196,27 @@ def private_engine(folder: Path) -> Iterator[Callable[[], None]]:
     finally:
         os.environ.pop("DOCKER_HOST") if before is None else os.environ.update(DOCKER_HOST=before)
         process.terminate()
-        process.wait(60)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        end(home)
         subprocess.run(
             f"awk '$2 ~ \"^{home}/\" {{print $2}}' /proc/mounts | xargs -r umount -l", shell=True, check=False
         )
         shutil.rmtree(home, ignore_errors=True)
+
+
+def end(home: Path) -> None:
+    """Kill an engine of our own and all that is of it: each process that names its folder, and its containers."""
+    inside = [int(file.read_text()) for file in (home / "x").rglob("init.pid")]
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{home}/".encode() in (folder / "cmdline").read_bytes() and int(folder.name) != os.getpid():
+                inside.append(int(folder.name))
+    for pid in inside:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for file in [home / "p", *(home / "x").rglob("*.pid")]:  # or the next one takes the dead for the living
+        file.unlink(missing_ok=True)
 
 
 def last_line(folder: Path) -> str:
@@ -205,20 +225,71 @@ def last_line(folder: Path) -> str:
 
 def daemon_restart(folder: Path, model: Path) -> dict[str, Any]:
     """Episodes go on while their Docker engine is killed with everything in it, and started again."""
-    from benchmarks.faults import DEADLINE_GROUPS, scenario
+    from benchmarks.faults import scenario
 
     with private_engine(folder) as restart:
-        killed_at: list[float] = []
 
-        async def outage() -> None:
-            await asyncio.sleep(3.0)
-            killed_at.append(time.monotonic())
+        async def outage() -> float:
+            await asyncio.sleep(RESTART_AFTER_S)
+            now = time.monotonic()
             await asyncio.to_thread(restart)
+            return now
 
-        found, played = asyncio.run(
-            scenario("daemon_restart", "docker", folder, model, DEADLINE_GROUPS, 0.0, meanwhile=outage)
-        )
-    return found
+        playing = scenario("daemon_restart", "docker", folder, model, RESTART_GROUPS, 0.0, meanwhile=outage)
+        return asyncio.run(playing)[0]
 
 
-OUTAGES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {"actor_kill": actor_kill}
+# -- a disk that fills up --------------------------------------------------------------------------------------------
+
+
+def disk_full(folder: Path, model: Path) -> dict[str, Any]:
+    """A real run on a small disk of its own, mounted for it alone: it fills up, room is made, the run goes on."""
+    from benchmarks.faults import account
+
+    disk = folder / "disk"
+    disk.mkdir()
+    path = prepare(folder, model, "full")
+    apart = ("unshare", "--mount") if not os.getuid() else ("unshare", "--mount", "--map-root-user")
+    tried = subprocess.run(
+        [*apart, "mount", "-t", "tmpfs", "none", str(disk)], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        raise SandboxUnavailable(f"no disk of our own can be mounted here: {tried.stderr.strip()}")
+    train = shlex.join([sys.executable, "-m", "rl.cli", "train", str(path), f"runs={disk}"])
+    script = (
+        f"mount -t tmpfs -o size=64m none {disk} && head -c {64 * 2**20 - ROOM} /dev/zero > {disk}/filler\n"
+        f"{train}; echo first $?; rm {disk}/filler; ls -a {disk}/full {disk}/full/*\n"
+        f"{train} --resume; echo second $?; cp -r {disk}/full {folder}/kept"
+    )
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [*apart, "bash", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=2 * DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return {"hung": 1}
+    found = account(folder / "kept", {"code": envs.load("code").World(None)})
+    sentence = next((line for line in said.splitlines() if line.startswith("rl train: ")), "")
+    return {
+        **found,
+        **trained_once(folder / "kept", found),
+        "said": sentence,
+        "one_sentence": " is full " in sentence and "Traceback" not in said.partition("first ")[0],
+        "exits": re.findall(r"^(?:first|second) (\d+)$", said, re.MULTILINE),
+        "wall_s": time.monotonic() - began,
+        "hung": 0,
+        "output": said[-3000:] if "second 0" not in said else "",
+    }
+
+
+OUTAGES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "actor_kill": actor_kill,
+    "daemon_restart": daemon_restart,
+    "disk_full": disk_full,
+}

@@ -140,4 +140,4 @@ def first_line(error: Exception) -> str:
     """The cause in one line: of the many on a dead actor, the one that says how it ended."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     telling = [line for line in lines if any(word in line.lower() for word in ("exit", "kill", "error:"))]
-    return (telling or lines)[-1][:LONGEST_LINE]
+    return (telling or lines)[-1].partition(" Some common causes")[0].rpartition("exit detail: ")[2][:LONGEST_LINE]
