@@ -100,11 +100,12 @@ class Learner:
         """
         started = time.perf_counter()
         batch = pack(members, self.settings.row_tokens)
+        denominator = algorithms.denominator(self.algorithm, members, self.settings.loss_denominator)
         lr = self._set_rate()
         self.optimizer.zero_grad()
         sums: dict[str, float] = {}
         for micro in batch.split(rows=1):
-            for name, value in self._backward(micro).items():
+            for name, value in self._backward(micro, denominator).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
         if not math.isfinite(norm):
@@ -138,7 +139,7 @@ class Learner:
             group["lr"] = lr
         return lr
 
-    def _backward(self, micro: Batch) -> dict[str, Tensor]:
+    def _backward(self, micro: Batch, denominator: float) -> dict[str, Tensor]:
         """Add the gradient of one micro-batch; return its metrics as sums, `loss` among them."""
         micro = micro.to(self.accelerator.device)
         with self.accelerator.autocast():
@@ -149,7 +150,8 @@ class Learner:
             micro.advantage_BT,
             micro.mask_BT,
             entropy_BT,
-            denominator=self.settings.loss_denominator,
+            micro.document_BT,
+            denominator=denominator,
         )
         self.accelerator.backward(loss)
         return {**sums, "loss": loss.detach()}
