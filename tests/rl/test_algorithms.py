@@ -1,7 +1,7 @@
 """The siblings of GRPO by hand, and what must hold for every algorithm: also for one that is added tomorrow."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -110,6 +110,19 @@ def test_loss_gradient_and_counts_by_hand(
     assert logprob_BT.grad is not None
     torch.testing.assert_close(logprob_BT.grad[mask_BT], torch.tensor(gradient, dtype=torch.float32), atol=1e-6, rtol=0)
     assert tuple(int(sums[key]) for key in ("clip_low", "clip_high", "truncated")) == counts
+
+
+def test_the_knobs_start_where_their_papers_do() -> None:
+    got = {name: asdict(load(name).config) for name in available()}  # type: ignore[attr-defined]
+    off = {"correction": "none", "correction_cap": 2.0}
+    assert got == {
+        "grpo": {"clip_low": 0.2, "clip_high": 0.25, **off},
+        "dr_grpo": {"clip_low": 0.2, "clip_high": 0.2, **off},
+        "dapo": {"clip_low": 0.2, "clip_high": 0.28, **off},
+        "rloo": {"clip_low": 0.2, "clip_high": 0.2, **off},
+        "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
+        "cispo": {"ratio_max": 5.0},
+    }
 
 
 def test_what_a_loss_is_divided_by() -> None:
