@@ -13,6 +13,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import envs
@@ -45,8 +46,7 @@ class World:
         self._opened: Counter[str] = Counter()
 
     def task(self, split: Split, index: int) -> Task:
-        task: Task = self.inner.task(split, index)
-        return task
+        return replace(self.inner.task(split, index), world=self.name)
 
     def open(self, task: Task) -> Env:
         self._opened[task.key] += 1

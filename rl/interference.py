@@ -127,7 +127,13 @@ class Gradient:
         for micro in pack(members, self.row_tokens).split(rows=1):
             logprob_BT, entropy_BT = token_logprobs(self.model, micro.ids_BT, micro.position_BT, micro.mask_BT)
             loss, _ = self.algorithm.loss(
-                logprob_BT, micro.behaviour_BT, micro.advantage_BT, micro.mask_BT, entropy_BT, denominator=count
+                logprob_BT,
+                micro.behaviour_BT,
+                micro.advantage_BT,
+                micro.mask_BT,
+                entropy_BT,
+                micro.document_BT,
+                denominator=count,
             )
             loss.backward()
         parts = [p.grad.flatten().float() for p in self.model.parameters() if p.grad is not None]

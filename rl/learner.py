@@ -101,11 +101,12 @@ class Learner:
         """
         started = time.perf_counter()
         batch = pack(members, self.settings.row_tokens)
+        denominator = algorithms.denominator(self.algorithm, members, self.settings.loss_denominator)
         lr = self._set_rate()
         self.optimizer.zero_grad()
         sums: dict[str, float] = {}
         for micro in batch.split(rows=1):
-            for name, value in self._backward(micro, members).items():
+            for name, value in self._backward(micro, members, denominator).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
         if not math.isfinite(norm):
@@ -133,13 +134,13 @@ class Learner:
 
     def rehearse(self, members: Sequence[Member]) -> dict[str, float]:
         """What a step on these members would report, as means over sampled tokens, without taking it."""
+        denominator = algorithms.denominator(self.algorithm, members, self.settings.loss_denominator)
         sums: dict[str, float] = {}
         for micro in pack(members, self.settings.row_tokens).split(rows=1):
-            for name, value in self._backward(micro).items():
+            for name, value in self._backward(micro, members, denominator).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         self.optimizer.zero_grad()
-        count = sums.pop("tokens")
-        return {name: value / count for name, value in sums.items()}
+        return means(sums)
 
     def _set_rate(self) -> float:
         """Linear warm-up, then constant: a function of the version alone, so that a restart needs no schedule."""
@@ -149,7 +150,7 @@ class Learner:
             group["lr"] = lr
         return lr
 
-    def _backward(self, micro: Batch, members: Sequence[Member]) -> dict[str, Tensor]:
+    def _backward(self, micro: Batch, members: Sequence[Member], denominator: float) -> dict[str, Tensor]:
         """Add the gradient of one micro-batch; return its metrics as sums, `loss` among them."""
         micro = micro.to(self.accelerator.device)
         with self.accelerator.autocast():
@@ -162,7 +163,8 @@ class Learner:
                 micro.advantage_BT,
                 mask_BT,
                 entropy_BT,
-                denominator=self.settings.loss_denominator,
+                micro.document_BT,
+                denominator=denominator,
             )
 
         loss, sums = score(logprob_BT, micro.mask_BT)

@@ -5,27 +5,35 @@
 
     grpo = load("grpo", clip_high=0.28)
     grpo.advantages(group)                     # sets member.advantage over the valid members
-    loss, sums = grpo.loss(now_BT, behaviour_BT, advantage_BT, mask_BT, entropy_BT, denominator=16_384)
+    divisor = denominator(grpo, members, constant=16_384)
+    loss, sums = grpo.loss(now_BT, behaviour_BT, advantage_BT, mask_BT, entropy_BT, document_BT, denominator=divisor)
 
 Every quantity is a sum over sampled tokens, never a mean, so that micro-batches add up to the loss, the gradient and
-the metrics of the whole batch, however it was packed.
+the metrics of the whole batch, however it was packed and over however many ranks it was split. What the sum is divided
+by is known before there are micro-batches.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rl.trajectory import Group
+    from rl.trajectory import Group, Member
+
+Per = Literal["run", "token", "member"]
+"""What a loss is a sum per: a constant of the run, the sampled tokens of the batch, or its members."""
 
 
 class Algorithm(Protocol):
     """What turns the scores of a group into advantages, and advantages into a loss."""
+
+    per: Per
 
     def advantages(self, group: Group) -> None:
         """Set `member.advantage` of the valid members; the invalid are neither read nor written.
@@ -42,13 +50,16 @@ class Algorithm(Protocol):
         advantage_BT: Tensor,
         mask_BT: Tensor,
         entropy_BT: Tensor,
+        document_BT: Tensor,
         *,
         denominator: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise, and metrics as sums over sampled tokens; `tokens` is their count.
 
         `logprob_BT` carries the gradient; `behaviour_BT` is under the policy that sampled the token; `mask_BT` is True
-        where a token was sampled. `denominator` (tokens) is a constant of the run: not of the batch, row or sequence.
+        where a token was sampled. `document_BT` is the member that a token belongs to, -1 in padding; all tokens of a
+        member are in the same call. `denominator` is that of the whole batch (see `denominator` below), also where this
+        is a part of it; a part without sampled tokens has loss 0.
         """
         ...
 
@@ -68,3 +79,10 @@ def load(name: str, **knobs: Any) -> Algorithm:
         raise ValueError(f"algorithm {name!r} has no knob {', '.join(unknown)}; available: {', '.join(known)}")
     algorithm: Algorithm = module.Algorithm(module.Config(**knobs))
     return algorithm
+
+
+def denominator(algorithm: Algorithm, members: Sequence[Member], constant: float) -> float:
+    """What the loss of a batch is divided by. A function of the whole batch: packing and ranks cannot change it."""
+    if algorithm.per == "run":
+        return constant
+    return float(len(members) if algorithm.per == "member" else sum(member.trajectory.spoken for member in members))

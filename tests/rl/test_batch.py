@@ -93,7 +93,13 @@ def loss_and_gradient(
     for micro in micros:
         logprob_BT, entropy_BT = token_logprobs(model, micro.ids_BT, micro.position_BT, micro.mask_BT)
         loss, part = grpo.loss(
-            logprob_BT, micro.behaviour_BT, micro.advantage_BT, micro.mask_BT, entropy_BT, denominator=100.0
+            logprob_BT,
+            micro.behaviour_BT,
+            micro.advantage_BT,
+            micro.mask_BT,
+            entropy_BT,
+            micro.document_BT,
+            denominator=100.0,
         )
         loss.backward()
         total += float(loss.detach())

@@ -117,11 +117,15 @@ BAD = {
         "unknown key worlds.math.difficulty.lo; did you mean worlds.math.difficulty.low?",
     ),
     "reward weight": (GOOD, ["rewards.outcome.weight=lots"], "got rewards.outcome.weight='lots'; expected a number"),
-    "unknown algorithm": (GOOD, ["algorithm.name=grop"], "there is no algorithm 'grop'; available: grpo"),
+    "unknown algorithm": (
+        GOOD,
+        ["algorithm.name=grop"],
+        "there is no algorithm 'grop'; available: cispo, dapo, dr_grpo, grpo, gspo, rloo",
+    ),
     "unknown knob": (
         GOOD,
         ["algorithm.args.clip=1"],
-        "algorithm 'grpo' has no knob clip; available: clip_low, clip_high",
+        "algorithm 'grpo' has no knob clip; available: clip_low, clip_high, correction, correction_cap",
     ),
     "unknown engine": (
         GOOD,
@@ -222,7 +226,8 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults() -> None:
     assert config.rewards == {"outcome": {"weight": 1.0}}
 
 
-NEEDS = {"joint_real.yaml": {"policy.model=model": "no Hugging Face model", "worlds.swe.args.tasks=null": "no tasks/"}}
+_OWN = {"policy.model=model": "no Hugging Face model", "worlds.swe.args.tasks=null": "no tasks/"}
+NEEDS = {"joint_real.yaml": _OWN, "cwm_recipe.yaml": _OWN}
 """What a configuration leaves to its user, and what is said where that is missing."""
 
 

@@ -59,7 +59,8 @@ def test_every_world_of_the_batch_has_its_sums_in_every_micro_batch() -> None:
         zeros_BT = torch.zeros_like(micro.behaviour_BT)
 
         def score(mask_BT: torch.Tensor, micro=micro, zeros_BT=zeros_BT) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
-            return grpo.loss(zeros_BT, micro.behaviour_BT, micro.advantage_BT, mask_BT, zeros_BT, denominator=1)[1]
+            given = (zeros_BT, micro.behaviour_BT, micro.advantage_BT, mask_BT, zeros_BT, micro.document_BT)
+            return grpo.loss(*given, denominator=1)[1]
 
         sums = sums_by_world(members, micro, score)
         assert {"worlds/a/tokens", "worlds/b/tokens"} <= set(sums)

@@ -73,7 +73,7 @@ class Bench:
         return Group(lease, world, version, members)
 
     async def expert(self, world: str, index: int) -> Member:
-        return await selftest.play_expert(self, world, index)  # type: ignore[arg-type]
+        return await selftest.play_expert(self.worlds[world], self, index)  # type: ignore[arg-type]
 
     async def score(self, members: Sequence[Member]) -> tuple[list[list[float]], dict[str, float]]:
         return [self.learner.logprobs(m.trajectory.ids) for m in members], self.learner.rehearse(members)

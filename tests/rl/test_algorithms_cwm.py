@@ -1,0 +1,27 @@
+"""The recipe that is shipped for CWM: it loads, and says what is known of the paper's run."""
+
+from pathlib import Path
+
+import pytest
+
+from rl import algorithms
+from rl.config import load
+
+RECIPE = Path(__file__).parent.parent.parent / "configs" / "cwm_recipe.yaml"
+
+
+def test_the_recipe_says_what_the_paper_did(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    recipe = load(RECIPE, [f"policy.model={tmp_path}", "worlds.swe.args.tasks=null"])
+    assert recipe.algorithm.name == "grpo"
+    knobs = algorithms.load(recipe.algorithm.name, **recipe.algorithm.args).config  # type: ignore[attr-defined]
+    assert (knobs.clip_low, knobs.clip_high, knobs.correction) == (0.2, 0.25, "none")
+    assert recipe.policy.context == recipe.learner.row_tokens == 131_072
+    assert 8.4e6 * 0.99 < recipe.learner.batch_tokens <= 16.8e6
+    assert (recipe.policy.temperature, recipe.policy.top_p) == (1.0, 1.0)
+    assert recipe.train.max_staleness == 100 and not recipe.train.sync
+    assert recipe.rollout.group_size == 8
+    assert (recipe.learner.lr, recipe.learner.warmup_steps, recipe.learner.grad_clip) == (1.4e-7, 400, 0.1)
+    assert {name: world.weight for name, world in recipe.worlds.items()} == {"swe": 40, "code": 40, "math": 20}
+    assert recipe.worlds["swe"].args["max_turns"] == 128
+    assert recipe.rewards == {"outcome": {"weight": pytest.approx(2.0)}}, "scores 2 apart, as +1 and -1 are"
