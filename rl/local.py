@@ -48,7 +48,8 @@ class Local:
         return await selftest.play_expert(self.worlds[world], self, index)
 
     async def score(self, members: Sequence[Member]) -> tuple[list[list[float]], dict[str, float]]:
-        return await asyncio.to_thread(self.learner.score, members)
+        ours = [self.learner.logprobs(member.trajectory.ids) for member in members]
+        return ours, self.learner.rehearse(members)
 
     async def look(self) -> dict[str, int]:
         return dict(rollout.STAGES)
