@@ -5,6 +5,7 @@ rollouts, `lockstep` does nothing else; they differ in nothing but when they wai
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,7 +41,8 @@ class Training:
         self.algorithm = algorithms.load(settings.algorithm.name, **settings.algorithm.args)
         self.buffer = Buffer(settings.learner.batch_tokens, 0 if settings.train.sync else settings.train.max_staleness)
         self.window = metrics.Window()
-        self.version = 0
+        self.version = self.saved = 0
+        """Optimiser steps that the engines' weights have seen, and those of the last checkpoint."""
         self.tokens = 0
         self.owed: list[Lease] = []
         """Open leases of an interrupted run: worked on first."""
@@ -148,10 +150,12 @@ class Training:
 
     async def checkpoint(self) -> None:
         """Ledger, then checkpoint, then shards: a kill in between leaves nothing ahead of the ledger."""
-        folder = self.run.checkpoint(self.version)
-        if self.version and not folder.exists():
+        if self.version > self.saved:
+            folder = self.run.checkpoint(self.version)
+            shutil.rmtree(folder, ignore_errors=True)  # of a learner that outlived its driver: another branch
             self.run.secure()
             await self.cluster.save(folder)
+            self.saved = self.version
             self.run.flush()
 
     async def unless_stopped(self, work: Awaitable[T], *others: asyncio.Task[Any]) -> T:
@@ -252,7 +256,7 @@ async def drive(settings: RunConfig, run: Run, page: Page, model: str, cluster: 
         await training.unless_stopped(starting)
         _on_signals(training.stop.set)  # Ray has put its own handlers in place of ours
         if latest:
-            training.version = int(latest.name)
+            training.version = training.saved = int(latest.name)
             await cluster.publish()
         training.owed = run.rewind(training.version, training.buffer.max_staleness)
         training.tokens = max((row["tokens"] for row in run.rows("metrics.jsonl")), default=0)
