@@ -5,6 +5,7 @@ rollouts, `lockstep` does nothing else; they differ in nothing but when they wai
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,7 +45,8 @@ class Training:
         self.window = metrics.Window()
         self.waits = page.board
         self.waits.describe = self.facts
-        self.version = 0
+        self.version = self.saved = 0
+        """Optimiser steps that the engines' weights have seen, and those of the last checkpoint."""
         self.tokens = 0
         self.owed: list[Lease] = []
         """Open leases of an interrupted run: worked on first."""
@@ -191,11 +193,13 @@ class Training:
 
     async def checkpoint(self) -> None:
         """Ledger, then checkpoint, then shards: a kill in between leaves nothing ahead of the ledger."""
-        folder = self.run.checkpoint(self.version)
-        if self.version and not folder.exists():
+        if self.version > self.saved:
+            folder = self.run.checkpoint(self.version)
+            shutil.rmtree(folder, ignore_errors=True)  # of a learner that outlived its driver: another branch
             self.run.secure()
             async with self.waits.on(status.SAVE, owner="learner"):
                 await self.cluster.save(folder)
+            self.saved = self.version
             self.run.flush()
 
     async def unless_stopped(self, work: Awaitable[T], *others: asyncio.Task[Any]) -> T:
@@ -333,7 +337,7 @@ async def drive(settings: RunConfig, run: Run, page: Page, model: str, cluster: 
             await training.unless_stopped(starting)
         _on_signals(training.stop.set)  # Ray has put its own handlers in place of ours
         if latest:
-            training.version = int(latest.name)
+            training.version = training.saved = int(latest.name)
             async with page.board.on(status.PUBLISH, owner="engines"):
                 await cluster.publish()
         training.owed = run.rewind(training.version, training.buffer.max_staleness)
