@@ -14,7 +14,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from envs.sandboxes.shared.supervisor import TICK_S, WORK, Counter, Streams, live, main
+from envs.sandboxes.shared.clock import TICK_S, Counter
+from envs.sandboxes.shared.supervisor import WORK, Streams, live, main
 from envs.sandboxes.shared.tree import wipe
 
 WIPED = (WORK, "/tmp", "/dev/shm", "/dev/mqueue")

@@ -1,9 +1,8 @@
 """Process 1 of a sandbox: takes requests on its stdin, answers on its stdout, runs untrusted code out of its own reach.
 
-Standard library only, Python 3.9 or newer. Sent over stdin together with `tree.py` and what is the backend's own
-(`container.py` for Docker, `bubblewrap/keeper.py`), so a sandbox needs nothing but python3.
+Standard library only, Python 3.9 or newer. Sent over stdin together with its neighbours (`program.py`) and what is the
+backend's own (`container.py` for Docker, `bubblewrap/keeper.py`), so a sandbox needs nothing but python3.
 
-A frame, both ways: token (16 bytes), length of the JSON, length of the body (two big-endian 32-bit), JSON, body.
 The first request is `hello`, and its token is the one of every later frame. Untrusted code has its own pipes and its
 own user, so it reaches neither this process nor its streams. One request runs at a time; a request that arrives while a
 command runs aborts that command. The process that does a request is forked once the one before has been answered and
@@ -13,7 +12,7 @@ it.
 """
 
 # Without pathlib, whose import would double the time that this file takes to start.
-# ruff: noqa: PTH208, PTH118, PTH123
+# ruff: noqa: PTH118
 
 from __future__ import annotations
 
@@ -31,16 +30,14 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
-from envs.sandboxes.shared.tree import pack, read_file, unpack, write_all, write_file
+from envs.sandboxes.shared.clock import OwnTime
+from envs.sandboxes.shared.frames import call, receive, receive_frame, send_frame
+from envs.sandboxes.shared.tree import pack, read_file, unpack, write_file
 
-HEADER = struct.Struct("!16sII")
 SIZES = struct.Struct("!II")
 CHUNK = 65536
 WORK = "/work"
 SHELL = next((path for path in ("/bin/bash", "/usr/bin/bash") if os.access(path, os.X_OK)), "/bin/sh")
-CPU_COUNTERS = {"/sys/fs/cgroup/cpu.stat": 1e-6, "/sys/fs/cgroup/cpuacct/cpuacct.usage": 1e-9}
-"""Where the container's CPU time stands, cgroup v2 and v1, and the unit in seconds."""
-TICK_S = 0.25
 Streams = tuple[int, int, int]
 BASE_ENV = {
     "PATH": os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin"),
@@ -73,30 +70,6 @@ class Place(Protocol):
 
 place: Place
 wake_read, wake_write = os.pipe()
-
-
-# Frames
-
-
-def receive(size: int) -> bytearray:
-    """Exactly `size` bytes of stdin. Exits where stdin ends: the owner is gone."""
-    data = bytearray()
-    while len(data) < size:
-        chunk = os.read(0, min(size - len(data), 1 << 20))
-        if not chunk:
-            os._exit(0)
-        data += chunk
-    return data
-
-
-def receive_frame() -> tuple[bytes, bytes, bytes]:
-    token, json_size, body_size = HEADER.unpack(receive(HEADER.size))
-    return token, bytes(receive(json_size)), bytes(receive(body_size))
-
-
-def send_frame(token: bytes, reply: dict[str, Any], body: bytes = b"") -> None:
-    text = json.dumps(reply).encode()
-    write_all(1, HEADER.pack(token, len(text), len(body)) + text + body)
 
 
 # Processes of the lease
@@ -156,74 +129,6 @@ def reap(wanted: int) -> int | None:
     return None
 
 
-class Counter:
-    """A file of the kernel's that is read again and again; the first that there is."""
-
-    def __init__(self, *paths: str) -> None:
-        self.path = next(filter(os.path.exists, paths), "")
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC) if self.path else -1
-
-    def lines(self) -> list[bytes]:
-        return os.pread(self._fd, CHUNK, 0).splitlines() if self.path else []
-
-
-cpu_counter = Counter(*CPU_COUNTERS)
-
-
-def cpu_seconds() -> float:
-    """CPU time of this container so far; where no counter can be seen, that of its processes, reaped or living."""
-    if lines := cpu_counter.lines():
-        return int(lines[0].split()[-1]) * CPU_COUNTERS[cpu_counter.path]
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return ended.ru_utime + ended.ru_stime + sum(seconds for _, seconds in living())
-
-
-def living() -> list[tuple[str, float]]:
-    """State letter, and CPU time in s with that of its reaped children, of every other process of the container."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and name != "1":
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="ascii", errors="replace") as file:
-                fields = file.read().rpartition(")")[2].split()
-                found.append((fields[0], sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")))
-    return found
-
-
-class OwnTime:
-    """How long a command has been running: the clock's time, less that in which it was ready and found no core.
-
-    So a busy machine makes nothing time out. Sampled every TICK_S; what ends earlier is counted by the clock.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._at, self._cpu = time.monotonic(), cpu_seconds()
-        self._first = self._at, self._cpu
-
-    @property
-    def clock_s(self) -> float:
-        return time.monotonic() - self._first[0]
-
-    @property
-    def total_s(self) -> float:
-        return self.seconds + time.monotonic() - self._at
-
-    @property
-    def cpu_s(self) -> float:
-        return cpu_seconds() - self._first[1]
-
-    def until(self, limit_s: float) -> float:
-        """Seconds to wait before the next look."""
-        return max(0.0, min(limit_s - self.seconds, TICK_S) - (time.monotonic() - self._at))
-
-    def look(self) -> None:
-        now, cpu = time.monotonic(), cpu_seconds()
-        passed, worked = now - self._at, max(0.0, cpu - self._cpu)
-        starved = worked < passed / 2 and any(state == "R" for state, _ in living())
-        self.seconds += worked if starved else passed
-        self._at, self._cpu = now, cpu
-
-
 class Child:
     """A process under the lease's user that reads from its stdin what it is to do."""
 
@@ -274,7 +179,7 @@ crew = Crew()
 class Run:
     """One request done by a child, until nobody of it is left."""
 
-    def __init__(self, request: dict[str, Any], text: bytes, body: bytes, *, limit: int) -> None:
+    def __init__(self, request: dict[str, Any], text: bytes, body: bytearray, *, limit: int) -> None:
         timeout_s = request["timeout_s"]
         self.out = Kept(limit)
         self.err = Kept(limit)
@@ -413,7 +318,7 @@ WORKS: dict[str, Callable[[dict[str, Any], int], None]] = {
     "write": on_files(lambda asked, size: write_file(asked["path"], receive(size))),
     "read": on_files(lambda asked, _: read_file(asked["path"])),
     "pack": on_files(lambda asked, _: pack(asked["limit"])),
-    "unpack": on_files(lambda asked, size: unpack(bytes(receive(size)))),
+    "unpack": on_files(lambda asked, size: unpack(receive(size))),
 }
 """What a child does, under the lease's user; it is told the size of what follows the request on its stdin."""
 
@@ -442,7 +347,7 @@ def live(*works: Callable[[], None]) -> NoReturn:
     os._exit(0)
 
 
-def do_exec(request: dict[str, Any], text: bytes, body: bytes) -> tuple[dict[str, Any], bytes]:
+def do_exec(request: dict[str, Any], text: bytes, body: bytearray) -> tuple[dict[str, Any], bytes]:
     run = Run(request, text, body, limit=request["max_output"])
     out, err = run.out.bytes(), run.err.bytes()
     reply = {
@@ -460,7 +365,7 @@ def do_exec(request: dict[str, Any], text: bytes, body: bytes) -> tuple[dict[str
     return reply, out + err
 
 
-def do_files(request: dict[str, Any], text: bytes, body: bytes) -> tuple[dict[str, Any], bytes]:
+def do_files(request: dict[str, Any], text: bytes, body: bytearray) -> tuple[dict[str, Any], bytes]:
     """Its child's OSError travels back as a number, its stdout as the body."""
     limit = request.get("limit", 0)
     run = Run(request, text, body, limit=max(limit, 64))
@@ -472,13 +377,13 @@ def do_files(request: dict[str, Any], text: bytes, body: bytes) -> tuple[dict[st
     return {"errno": number, "aborted": run.aborted, "starved": run.starved}, b""
 
 
-def do_reset(request: dict[str, Any], _text: bytes, _body: bytes) -> tuple[dict[str, Any], bytes]:
+def do_reset(request: dict[str, Any], _text: bytes, _body: bytearray) -> tuple[dict[str, Any], bytes]:
     """End a lease and begin the next as user `uid`."""
     crew.end(request["uid"])
     return place.reset(request), b""
 
 
-REQUESTS: dict[str, Callable[[dict[str, Any], bytes, bytes], tuple[dict[str, Any], bytes]]] = {
+REQUESTS: dict[str, Callable[[dict[str, Any], bytes, bytearray], tuple[dict[str, Any], bytes]]] = {
     "exec": do_exec,
     **dict.fromkeys(("write", "read", "pack", "unpack"), do_files),
     "reset": do_reset,
@@ -500,8 +405,13 @@ def main(around: Place) -> None:
     token, text, _ = receive_frame()
     hello = json.loads(text)
     deadline = time.monotonic() + hello["lifetime_s"]
-    reply, _ = do_reset(hello, text, b"")
-    send_frame(token, {"id": hello["id"], "kernel": os.uname().release, **reply})
+    reply, _ = do_reset(hello, text, bytearray())
+    called = call(hello["door"]) if hello.get("door") else -1
+    send_frame(token, {"id": hello["id"], "kernel": os.uname().release, "moved": called >= 0, **reply})
+    if called >= 0:
+        for fd in (0, 1):
+            os.dup2(called, fd)
+        os.close(called)
     poller = select.poll()
     poller.register(0, select.POLLIN)
     while True:
