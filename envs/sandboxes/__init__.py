@@ -16,6 +16,8 @@ Setup that all members of a group share is done once, and every member forks fro
         await sandbox.exec("make")
         built = await sandbox.snapshot()
     forks = [await pool.acquire(built) for _ in range(8)]
+
+A pool that is told what comes next (`plan`) has it ready: the image, and the snapshot in a sandbox of it.
 """
 
 from __future__ import annotations
@@ -88,6 +90,15 @@ class Snapshot:
         return cls(b"".join([struct.pack("!I", len(index)), index, *files.values()]))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What an attempt will ask of a pool."""
+
+    image: str | None = None
+    """None for the pool's own."""
+    snapshot: Snapshot | None = None
+
+
 class Sandbox(Protocol):
     """One attempt's own machine: a writable `/work`, an empty `/tmp`, no network, no privileges, its own user.
 
@@ -118,6 +129,8 @@ class Sandbox(Protocol):
 
     async def snapshot(self, *, limit: int = 32 * 1024 * 1024) -> Snapshot:
         """What `/work` holds now. Sockets and pipes are left out.
+
+        64 MB at most, whatever `limit` says: packed, it passes whole through the memory that `/work` lives in as well.
 
         Raises OSError where that is over `limit` bytes, or holds what its own user cannot read.
         """
@@ -158,10 +171,20 @@ class Service(Protocol):
 class SandboxPool(Protocol):
     """A bounded number of sandboxes shared by the attempts of one process."""
 
-    async def acquire(self, snapshot: Snapshot | None = None) -> Sandbox:
+    async def acquire(self, snapshot: Snapshot | None = None, *, image: str | None = None) -> Sandbox:
         """A clean sandbox, waiting for one where all are taken; `/work` is empty, or as the snapshot has it.
 
-        Raises SandboxUnavailable, and OSError where the snapshot does not go into `/work`.
+        `image` is the task's own, where it has one. Raises SandboxUnavailable, also for an image that cannot be had,
+        and OSError where the snapshot does not go into `/work`.
+        """
+        ...
+
+    def plan(self, needs: Sequence[Need]) -> None:
+        """What will be asked for, soonest first and after what was said before.
+
+        Images that are missing are fetched in this order, and where places are free sandboxes are made ready: right
+        image, snapshot restored. Of more needs than there are places the last ones count. Never raises: who asks for
+        what could not be made ready is told why.
         """
         ...
 

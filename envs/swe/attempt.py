@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import envs.swe
 from envs import Facts, Message, Step, Task, tool_call
-from envs.sandboxes import Sandbox, SandboxPool
+from envs.sandboxes import Need, Sandbox, SandboxPool
 from envs.swe import suite
 from envs.swe.edits import patch
 from envs.swe.real import OBSERVATION_CHARS, Stream
@@ -62,6 +62,9 @@ class RealEnv:
         self.sandbox: Sandbox | None = None
         self.submitted = False
         self.edits = 0
+        self.image: str | None = task.given.get("image")
+        if self.image is not None:  # its first turn is being sampled when this one is fetched and a sandbox made of it
+            sandboxes.plan([Need(image=self.image)])
 
     async def start(self) -> Sequence[Message]:
         return self.task.messages
@@ -74,7 +77,7 @@ class RealEnv:
             self.submitted = True
             return Step(done=True)
         if self.sandbox is None:
-            self.sandbox = await self.sandboxes.acquire()
+            self.sandbox = await self.sandboxes.acquire(image=self.image)
             await suite.put(self.sandbox, self.stream.visible(self.task))
         if call.name == "bash":
             text, seconds = await self._bash(self.sandbox, call.body)
@@ -145,6 +148,7 @@ class RealEnv:
             {**files, place: files[place].rstrip() + canaries.encode()},
             self.task.given["root"],
             only=[*wanted, f"{place}::{good}", f"{place}::{bad}"],
+            image=self.image,
             timeout_s=GRADING_TIMEOUT_S,
         )
         failing = ran.tests.get(f"{place}::{bad}")

@@ -118,7 +118,7 @@ class Stream:
                 {"role": "system", "content": RULES.format(turns=self.turns)},
                 {"role": "user", "content": record["issue"]},
             ),
-            given={name: record[name] for name in ("package", "version", "root")},
+            given={name: record[name] for name in ("package", "version", "root", "image") if name in record},
             hidden={name: record[name] for name in HIDDEN} | {"files": sorted(files)},
         )
 

@@ -86,6 +86,7 @@ async def run(
     only: Collection[str] = (),
     trace: bool = False,
     timeout_s: float = SUITE_TIMEOUT_S,
+    image: str | None = None,
 ) -> Ran:
     """Run tests of a tree in a sandbox of their own: those named, or all. Raises MachineryError."""
     if only:
@@ -102,7 +103,7 @@ async def run(
         "library": LIBRARY,
         "hypothesis": any(b"hypothesis" in files[path] for path in paths),
     }
-    sandbox = await pool.acquire()
+    sandbox = await pool.acquire(image=image)
     try:
         await put(sandbox, files)
         result = await sandbox.exec(

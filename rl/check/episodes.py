@@ -194,9 +194,9 @@ class Pool:
         self.lent: set[Lent] = set()
         self.used = False
 
-    async def acquire(self, snapshot: Snapshot | None = None) -> Sandbox:
+    async def acquire(self, snapshot: Snapshot | None = None, *, image: str | None = None) -> Sandbox:
         self.used = True
-        lent = Lent(await self.pool.acquire(snapshot), self.lent)
+        lent = Lent(await self.pool.acquire(snapshot, image=image), self.lent)
         self.lent.add(lent)
         return lent
 

@@ -106,13 +106,13 @@ class Namespaces:
         self._mounted = True
         return {}
 
-    def start(self, child: Callable[[], None], uid: int, streams: Streams, cpu_s: int) -> int:
+    def start(self, work: Callable[[], None], uid: int, streams: Streams) -> int:
         ready, told = os.pipe()
         flags = NEWUSER | NEWPID | NEWNS | NEWIPC | signal.SIGCHLD
         pid = checked(libc.syscall(self.clone, ctypes.c_ulong(flags), None, None, None, None), "clone")
         if pid == 0:
             try:
-                self._init(child, streams, cpu_s, told)
+                self._init(work, streams, told)
             except BaseException as problem:
                 os.write(2, f"keeper: {problem}\n".encode("utf-8", "replace"))
             finally:
@@ -123,7 +123,7 @@ class Namespaces:
         os.close(ready)
         return pid
 
-    def _init(self, child: Callable[[], None], streams: Streams, cpu_s: int, told: int) -> None:
+    def _init(self, work: Callable[[], None], streams: Streams, told: int) -> None:
         """Process 1 of a command's namespaces. Ends as the command ends."""
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -143,7 +143,7 @@ class Namespaces:
         os.closerange(3, 256)
         command = os.fork()
         if command == 0:
-            live(os.setsid, lambda: self._limit(cpu_s), child)
+            live(os.setsid, self._limit, work)
         null = os.open("/dev/null", os.O_RDWR)
         for target in (0, 1, 2):
             os.dup2(null, target)
@@ -152,7 +152,7 @@ class Namespaces:
             ended, status = os.waitpid(-1, 0)
         os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
 
-    def _limit(self, cpu_s: int) -> None:
+    def _limit(self) -> None:
         address_space = ADDRESS_SPACE * self.limits["memory_mb"] * 2**20
         for kind, most in (
             (resource.RLIMIT_CORE, 0),
@@ -162,7 +162,6 @@ class Namespaces:
             (resource.RLIMIT_NPROC, self.limits["pids"] + 1),  # and init; counted within its user namespace
         ):
             resource.setrlimit(kind, (most, most))
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
 
     def oom_kills(self) -> int:
         return self.kills

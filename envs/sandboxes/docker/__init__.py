@@ -7,9 +7,10 @@
     await sandbox.close()                                # kills, wipes, next user: about 1 ms; then the next attempt's
     await pool.close()
 
-A container runs `supervisor.py` as its process 1 and is spoken to over one attached socket (`wire.py`). It ends by
-itself when this process dies; `reap` removes what could not. Calls to the engine are in `engine.py`; when one may be
-made, in `admission.py`.
+A container runs `supervisor.py` as its process 1 and is spoken to over one attached socket (`wire.py`), or over one
+that it calls back on (`door.py`) where the engine is on this machine. It ends by itself when this process dies; `reap`
+removes what could not. Calls to the engine are in `engine.py`; when one may be made, in `admission.py`; which images
+it has, in `images.py`.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from envs.sandboxes import SandboxLost, SandboxUnavailable, Snapshot
+from envs.sandboxes import Need, SandboxLost, SandboxUnavailable, Snapshot
 from envs.sandboxes.docker import engine
 from envs.sandboxes.docker.admission import MIN_FREE_MB, EngineSick, Gate
+from envs.sandboxes.docker.door import INSIDE, Door
 from envs.sandboxes.docker.engine import Limits, count, preflight, reap
-from envs.sandboxes.shared.lease import GRACE_S, Lease
+from envs.sandboxes.docker.images import PULLING, Images
+from envs.sandboxes.shared.lease import Lease
+from envs.sandboxes.shared.lending import Held, Lender
 from envs.sandboxes.shared.service import WORK_MB, PoolService
 from envs.sandboxes.shared.wire import Wire
 
@@ -41,17 +44,7 @@ __all__ = ["DockerPool", "Lease", "Limits", "count", "preflight", "reap"]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 START_S = 60.0
-FRESH_S = 1.0
-"""A container that answered this lately is handed out without being asked whether it lives."""
 REAP_EVERY_S = 120.0
-
-
-@dataclass(slots=True, kw_only=True)
-class _Container:
-    name: str
-    wire: Wire
-    expires: float
-    """On the clock of `time.monotonic`."""
 
 
 class DockerPool:
@@ -83,22 +76,22 @@ class DockerPool:
         self.runtime = runtime
         self.limits = Limits(**limits)
         self.lifetime_s = lifetime_s
-        self.stats = {"created": 0, "handed_out": 0, "lost": 0, "unclean": 0, "waiting": 0}
-        """`lost`: containers that died or did not answer; `unclean`: ones replaced for what an attempt left behind."""
+        self._lender = Lender(self.run, size, lifetime_s, self._create, self._uid)
+        self.stats = self._lender.stats
         self._client: Any = None
         self._kernel = ""
+        self._doors = False
+        """Whether containers call back on a socket of their own, and do not speak through the engine."""
         self._connecting = asyncio.Lock()
-        self._threads = ThreadPoolExecutor(max_workers=creating + 2, thread_name_prefix="docker")
+        self._threads = ThreadPoolExecutor(max_workers=creating + 2 + PULLING, thread_name_prefix="docker")
         self._gate = Gate(at_once=creating, patience_s=patience_s, min_free_mb=min_free_mb)
+        self._images = Images(self._gate, self._threads)
         self._creating = asyncio.Semaphore(creating)
-        self._permits = asyncio.Semaphore(size)
         self._prefix = f"touchstone-{self.run}-{os.getpid()}-{secrets.token_hex(4)}"
         self._names = (f"{self._prefix}-{number}" for number in itertools.count())
-        self._idle: list[_Container] = []
-        self._made: dict[str, _Container] = {}
-        self._starting: set[str] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._reaping: asyncio.Task[None] | None = None
+        self._known: set[str] = set()
+        """Containers of this pool, from before they are made until they are removed."""
+        self._background: set[asyncio.Task[None]] = set()
         self._services: list[PoolService] = []
         self._closing: asyncio.Task[None] | None = None
         # A kernel counts some resources by user, across containers: no two pools or leases share one.
@@ -107,40 +100,42 @@ class DockerPool:
     async def start(self, warm: int = 0) -> None:
         """Connect, check the image, make `warm` containers ahead. Raises SandboxUnavailable. `acquire` needs none."""
         await self._connect()
-        ahead = await asyncio.gather(*(self.acquire() for _ in range(min(warm, self.size))), return_exceptions=True)
-        await asyncio.gather(*(sandbox.close() for sandbox in ahead if isinstance(sandbox, Lease)))
-        for problem in ahead:
-            if isinstance(problem, BaseException):
-                raise problem
+        await self._lender.warm(self.image, warm)
 
     async def _connect(self) -> None:
-        self._refuse_if_closed()
+        self._lender.refuse_if_closed()
         async with self._connecting:
             if self._client is None:
                 client = await self._in_thread(engine.connect)
                 await self._in_thread(engine.check_image, client, self.image)
                 about = await self._in_thread(engine.info, client)
                 self._gate.disks, self._kernel = engine.disks(client, about), about["KernelVersion"]
+                self._doors = engine.is_local(client)
                 self._client = client
-                self._reaping = asyncio.create_task(self._reap())
+                self._keep_going(self._reap())
 
-    def _refuse_if_closed(self) -> None:
-        if self._closing is not None:
-            raise SandboxUnavailable(f"the pool of run {self.run!r} is closed")
-
-    async def acquire(self, snapshot: Snapshot | None = None) -> Lease:
-        if self._client is None or self._closing is not None:
+    async def acquire(self, snapshot: Snapshot | None = None, *, image: str | None = None) -> Lease:
+        if self._client is None or self._lender.closed:
             await self._connect()
-        self.stats["waiting"] += 1
+        if image is not None and image != self.image:
+            await self._images.get(self._client, image)
+        return await self._lender.acquire(image or self.image, snapshot)
+
+    def plan(self, needs: Sequence[Need]) -> None:
+        self._keep_going(self._follow([Need(image=n.image or self.image, snapshot=n.snapshot) for n in needs]))
+
+    async def _follow(self, needs: Sequence[Need]) -> None:
+        """Ask for all images at once, in the order of the first need of each; make ready what needs those that came."""
         try:
-            await self._permits.acquire()
-        finally:
-            self.stats["waiting"] -= 1
-        container = await self._pick() or await self._make()
-        self.stats["handed_out"] += 1
-        sandbox = Lease(container.wire, lambda lost: self._spawn(self._take_back(container, lost)))
-        await sandbox.begin(snapshot)
-        return sandbox
+            await self._connect()
+        except SandboxUnavailable:  # `acquire` tells
+            return
+        self._lender.plan([need for need in needs if need.image == self.image])
+        wanted = dict.fromkeys(need.image for need in needs if need.image and need.image != self.image)
+        for image, fetching in [(image, self._images.fetch(self._client, image)) for image in wanted]:
+            await asyncio.wait([fetching])
+            if self._images.has(image):
+                self._lender.plan([need for need in needs if need.image == image])
 
     def service(self, program: bytes, *, workers: int = 2, memory_mb: int = 512) -> PoolService:
         self._services.append(PoolService(self, program, workers, memory_mb))
@@ -162,115 +157,64 @@ class DockerPool:
 
         return wire, end, [self._uid() for _ in range(workers)]
 
-    async def _pick(self) -> _Container | None:
-        """For the permit held: an idle container that lives, for long enough, the last used first. Discards others."""
-        while self._idle:
-            container = self._idle.pop()
-            if container.expires - time.monotonic() > self.lifetime_s / 2 and await self._lives(container):
-                return container
-            self._spawn(self._discard(container))
-        return None
-
-    async def _lives(self, container: _Container) -> bool:
-        try:
-            if not container.wire.alive or time.monotonic() - container.wire.heard_at > FRESH_S:
-                await container.wire.call("ping", wait_s=GRACE_S)
-        except SandboxLost:
-            self.stats["lost"] += 1
-            return False
-        except BaseException:  # cancelled
-            self._idle.append(container)
-            self._permits.release()
-            raise
-        return True
-
-    async def _make(self) -> _Container:
-        """A new container for the permit held. Where the caller is cancelled, it is finished and kept for the next."""
-        making = self._spawn(self._create())
-        try:
-            return await asyncio.shield(making)
-        except asyncio.CancelledError:
-            making.add_done_callback(self._keep)
-            raise
-        except BaseException:
-            self._permits.release()
-            raise
-
-    def _keep(self, making: asyncio.Task[_Container]) -> None:
-        if not making.cancelled() and making.exception() is None:
-            self._idle.append(making.result())
-        self._permits.release()
-
-    async def _create(self) -> _Container:
+    async def _create(self, image: str) -> Held:
         deadline = time.monotonic() + self._gate.patience_s
         while True:
             try:
-                async with self._creating, self._gate.turn(deadline, self._refuse_if_closed):
-                    container = await self._start_one()
+                async with self._creating, self._gate.turn(deadline, self._lender.refuse_if_closed):
+                    return await self._start_one(image)
             except SandboxUnavailable as problem:
                 if self.runtime and not self.stats["created"]:
                     message = f"no container starts under the runtime {self.runtime!r}: {problem}"
                     raise SandboxUnavailable(message) from problem
                 if not isinstance(problem, EngineSick):
                     raise
-                log.warning("%s", problem)
-                continue  # the gate says when, and when to give up
-            self._refuse_if_closed()  # what was just made is in `_made`, where `_close` finds it
-            self.stats["created"] += 1
-            return container
+                log.warning("%s", problem)  # the gate says when, and when to give up
 
-    async def _start_one(self) -> _Container:
+    async def _start_one(self, image: str) -> Held:
         name = next(self._names)
-        self._starting.add(name)
+        self._known.add(name)
+        expires = time.monotonic() + self.lifetime_s
+        asked = (self._client, image, self.run, self.limits, self.lifetime_s)
+        create = partial(engine.create, name=name, runtime=self.runtime)
+        door = Door() if self._doors else None
         try:
-            expires = time.monotonic() + self.lifetime_s
-            asked = (self._client, self.image, self.run, self.limits, self.lifetime_s)
-            create = partial(engine.create, name=name, runtime=self.runtime)
-            _, sock = await self._in_thread(create, *asked)
-            wire = await Wire.open(name, sock, engine.SUPERVISOR)
-            self._made[name] = container = _Container(name=name, wire=wire, expires=expires)
+            _, sock = await self._in_thread(partial(create, door=door and door.path), *asked)
+        except BaseException as problem:
+            self._known.discard(name)
+            if door is not None:
+                door.close()
+                if isinstance(problem, SandboxUnavailable) and not isinstance(problem, EngineSick):
+                    self._doors = False  # an engine that does not see this machine's files
+                    return await self._start_one(image)
+            raise
+        wire = await Wire.open(name, sock, engine.SUPERVISOR)
+
+        async def end(lost: bool) -> None:
+            wire.close()  # ends its supervisor, and the engine removes it; asking for it makes it sure
+            self._known.discard(name)
+            await self._in_thread(engine.remove, self._client, name)
+
+        try:
+            hello, _ = await wire.call(
+                "hello", wait_s=START_S, uid=self._uid(), lifetime_s=self.lifetime_s, door=INSIDE if door else ""
+            )
+            if door is not None and hello["moved"]:
+                await wire.move(await door.caller(START_S))
+        except (SandboxLost, TimeoutError) as problem:
+            with contextlib.suppress(SandboxUnavailable):  # looked for again
+                await end(True)
+            raise EngineSick(f"a container of {image!r} did not start: {problem}") from problem
         finally:
-            self._starting.discard(name)
-        try:
-            hello, _ = await wire.call("hello", wait_s=START_S, uid=self._uid(), lifetime_s=self.lifetime_s)
-        except SandboxLost as problem:
-            await self._discard(container)
-            raise EngineSick(f"a container of {self.image!r} did not start: {problem}") from problem
+            if door is not None:
+                door.close()
         unfit = hello.get("unclean")
         if self.runtime is not None and hello["kernel"] == self._kernel:
             unfit = f"it got the engine's own kernel {self._kernel}, expected another one"
         if unfit is not None:
-            await self._discard(container)
-            raise SandboxUnavailable(f"a new container of {self.image!r} is not fit for attempts: {unfit}")
-        return container
-
-    async def _take_back(self, container: _Container, lost: bool) -> None:
-        try:
-            reply: dict[str, Any] = {}
-            if not lost and self._closing is None:
-                try:
-                    reply, _ = await container.wire.call("reset", wait_s=GRACE_S, uid=self._uid())
-                except SandboxLost:
-                    lost = True
-            self.stats["lost"] += lost
-            self.stats["unclean"] += "unclean" in reply
-            if lost or "unclean" in reply or self._closing is not None:
-                self._spawn(self._discard(container))
-            else:
-                self._idle.append(container)
-        finally:
-            self._permits.release()
-
-    async def _discard(self, container: _Container) -> None:
-        try:
-            await self._remove(container)
-        except SandboxUnavailable as problem:
-            log.warning("%s; tried again in %g s and when the pool closes", problem, REAP_EVERY_S)
-
-    async def _remove(self, container: _Container) -> None:
-        if self._made.pop(container.name, None) is not None:
-            container.wire.close()  # ends its supervisor, and the engine removes it; asking for it makes it sure
-            await self._in_thread(engine.remove, self._client, container.name)
+            await end(False)
+            raise SandboxUnavailable(f"a new container of {image!r} is not fit for attempts: {unfit}")
+        return Held(wire=wire, image=image, expires=expires, end=end)
 
     async def _reap(self) -> None:
         """Now and then: what dead runs left, and containers of this pool's that it does not know of."""
@@ -283,7 +227,7 @@ class DockerPool:
     async def _remove_strays(self) -> None:
         """An engine in trouble may finish what it was asked for after it said, or seemed, to have failed."""
         for name in await self._in_thread(engine.names, self.run, self._client):
-            if name.startswith(f"{self._prefix}-") and name not in self._made and name not in self._starting:
+            if name.startswith(f"{self._prefix}-") and name not in self._known:
                 await self._in_thread(engine.remove, self._client, name)
 
     async def close(self) -> None:
@@ -292,15 +236,13 @@ class DockerPool:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        for _ in range(self.stats["waiting"]):
-            self._permits.release()  # to be refused
-        if self._reaping is not None:
-            self._reaping.cancel()
+        self._lender.closed = True
+        for task in self._background:
+            task.cancel()
+        self._images.close()
         await asyncio.gather(*(service.close() for service in self._services))
-        while pending := [task for task in self._tasks if not task.done()]:  # creations and hand-overs under way
-            await asyncio.wait(pending)
         try:
-            await asyncio.gather(*(self._remove(container) for container in list(self._made.values())))
+            await self._lender.close()
             if self._client is not None:
                 await self._remove_strays()
         finally:
@@ -312,11 +254,10 @@ class DockerPool:
         self._next_uid += 1
         return self._next_uid
 
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _keep_going(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments))

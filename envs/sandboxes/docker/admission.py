@@ -86,6 +86,9 @@ class Gate:
     def _why_not(self) -> str | None:
         if self._failures and (self._probing or time.monotonic() < self._pause_ends):
             return f"{self._failures} creations in a row failed, the last because {self._cause}"
+        return self.short_of_disk()
+
+    def short_of_disk(self) -> str | None:
         return short_of_disk(self.disks, self._min_free_mb)
 
 
@@ -101,8 +104,8 @@ def short_of_disk(disks: tuple[Path, ...], min_free_mb: int = MIN_FREE_MB) -> st
     return None
 
 
-def take_place(places: int) -> int | None:
-    """An open, locked file: one of this user's on this machine, free again when closed or when this process dies."""
+def own_folder() -> Path:
+    """This user's on this machine, which nobody else may enter."""
     folder = Path(tempfile.gettempdir()) / f"touchstone-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
@@ -110,6 +113,12 @@ def take_place(places: int) -> int | None:
         raise SandboxUnavailable(
             f"{folder} is not a folder of this user's, which the locks of sandboxes need: remove it"
         )
+    return folder
+
+
+def take_place(places: int) -> int | None:
+    """An open, locked file: one of this user's on this machine, free again when closed or when this process dies."""
+    folder = own_folder()
     for number in range(places):
         fd = os.open(folder / f"creating-{number}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:

@@ -4,7 +4,7 @@ Travels into the container with `supervisor.py`: standard library only, Python 3
 """
 
 # Without pathlib, for the reason given in `supervisor.py`.
-# ruff: noqa: PTH101, PTH110, PTH112, PTH123
+# ruff: noqa: PTH101, PTH112, PTH123
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from envs.sandboxes.shared.supervisor import TICK_S, WORK, Streams, live, main
+from envs.sandboxes.shared.clock import TICK_S, Counter
+from envs.sandboxes.shared.supervisor import WORK, Streams, live, main
 from envs.sandboxes.shared.tree import wipe
 
 WIPED = (WORK, "/tmp", "/dev/shm", "/dev/mqueue")
@@ -22,7 +23,7 @@ OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oo
 """Of cgroup v2 and v1."""
 
 
-def become(uid: int, streams: Streams, cpu_s: int) -> None:
+def become(uid: int, streams: Streams) -> None:
     """In a fresh child: a session of its own, its own streams, the limits, and for good the user `uid`."""
     os.setsid()
     for target, fd in enumerate(streams):
@@ -34,7 +35,6 @@ def become(uid: int, streams: Streams, cpu_s: int) -> None:
     os.close(fd)
     os.nice(10)  # among the container's own processes only; process 1 stays responsive under a fork bomb
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
     os.umask(0o022)
@@ -48,23 +48,20 @@ class Container:
 
     look_s = TICK_S
 
-    def start(self, child: Callable[[], None], uid: int, streams: Streams, cpu_s: int) -> int:
+    def __init__(self) -> None:
+        self._ooms = Counter(*OOM_COUNTERS)
+
+    def start(self, work: Callable[[], None], uid: int, streams: Streams) -> int:
         pid = os.fork()
         if pid == 0:
-            live(lambda: become(uid, streams, cpu_s), child)
+            live(lambda: become(uid, streams), work)
         return pid
 
     def look(self, pid: int) -> None:
         """The container's limits need no watching."""
 
     def oom_kills(self) -> int | None:
-        for path in OOM_COUNTERS:
-            if os.path.exists(path):
-                with open(path, encoding="ascii") as file:
-                    for line in file:
-                        if line.startswith("oom_kill "):
-                            return int(line.split()[1])
-        return None
+        return next((int(line.split()[1]) for line in self._ooms.lines() if line.startswith(b"oom_kill ")), None)
 
     def reset(self, request: dict[str, Any]) -> dict[str, Any]:
         try:

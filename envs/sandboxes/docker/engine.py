@@ -18,9 +18,12 @@ from typing import Any, TypeVar
 
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.types import Mount
+from docker.utils import parse_repository_tag
 
 from envs.sandboxes import SandboxUnavailable
 from envs.sandboxes.docker.admission import EngineSick, short_of_disk
+from envs.sandboxes.docker.door import INSIDE, sweep
 from envs.sandboxes.shared.program import BOOT, program
 
 T = TypeVar("T")
@@ -34,6 +37,10 @@ CONFLICT, TOO_MANY, SERVER_ERROR = 409, 429, 500
 SYSCTLS = {"kernel.shmmni": "0", "kernel.msgmni": "0", "kernel.sem": "250 32000 32 0", "fs.mqueue.queues_max": "0"}
 """No System V or POSIX message objects: they would outlive the processes of an attempt."""
 TROUBLE = (DockerException, OSError)
+
+
+class ImageMissing(SandboxUnavailable):
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +96,7 @@ def check_image(client: docker.APIClient, image: str) -> None:
     try:
         config = client.inspect_image(image).get("Config") or {}
     except ImageNotFound as problem:
-        raise SandboxUnavailable(f"the Docker engine has no image {image!r}: run `make setup`") from problem
+        raise ImageMissing(f"the Docker engine has no image {image!r}: run `make setup`") from problem
     except TROUBLE as problem:
         raise SandboxUnavailable(
             f"the Docker engine did not answer about {image!r}: {_root_cause(problem)}"
@@ -101,9 +108,31 @@ def check_image(client: docker.APIClient, image: str) -> None:
         )
 
 
+def pull(client: docker.APIClient, image: str) -> None:
+    """Fetch an image from where its name says. Raises SandboxUnavailable."""
+    repository, tag = parse_repository_tag(image)
+    try:
+        for said in client.pull(repository, tag=tag or "latest", stream=True, decode=True):
+            if "error" in said:
+                raise SandboxUnavailable(_not_had(image, said["error"]))
+    except TROUBLE as problem:
+        raise SandboxUnavailable(_not_had(image, _root_cause(problem))) from problem
+
+
+def _not_had(image: str, why: str) -> str:
+    return (
+        f"a task's image {image!r} is not on the Docker engine and cannot be pulled ({why.strip().splitlines()[0]}): "
+        "make it there with `docker build`, `docker load` or `docker pull`"
+    )
+
+
+def is_local(client: docker.APIClient) -> bool:
+    return bool(client.base_url.startswith("http+docker://localhost"))
+
+
 def disks(client: docker.APIClient, about: dict[str, Any]) -> tuple[Path, ...]:
     """Folders of this machine on whose file systems the engine writes; none where it runs elsewhere."""
-    if not client.base_url.startswith("http+docker://localhost"):
+    if not is_local(client):
         return ()
     return tuple(path for path in (Path(about["DockerRootDir"]), Path("/")) if path.exists())
 
@@ -123,14 +152,18 @@ def create(
     *,
     name: str | None = None,
     runtime: str | None = None,
+    door: Path | None = None,
 ) -> tuple[str, socket.socket]:
     """Start one hardened container, which waits for the program `sent`. Returns its name and a socket to its streams.
+
+    A socket of this machine's, `door`, is put where its process 1 can call on it.
 
     Raises SandboxUnavailable where the engine will not, EngineSick where it may later.
     """
     name = name or f"touchstone-{run}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        host = client.create_host_config(**_isolation(limits), runtime=runtime)
+        mounts = [Mount(INSIDE, str(door), "bind", read_only=True)] if door else []
+        host = client.create_host_config(**_isolation(limits), runtime=runtime, mounts=mounts)
         client.create_container(
             image,
             entrypoint=["python3", "-I", "-S", "-c", BOOT.format(size=len(sent))],
@@ -232,6 +265,7 @@ def reap(client: docker.APIClient | None = None) -> list[str]:
     """
     client = client or connect()
     removed = []
+    sweep()
     for container in _containers(client, "touchstone.owner"):
         if _is_over(container["Labels"]):
             remove(client, container["Id"])

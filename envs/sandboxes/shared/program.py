@@ -11,7 +11,7 @@ BOOT = (
 )
 """Reads the program from stdin and not a byte more; `size` is its length."""
 HERE = Path(__file__).parent
-SHARED = {f"{__package__}.{name}": HERE / f"{name}.py" for name in ("tree", "supervisor")}
+SHARED = {f"{__package__}.{name}": HERE / f"{name}.py" for name in ("clock", "tree", "frames", "supervisor")}
 
 
 def program(main: Path, modules: Mapping[str, Path] | None = None) -> bytes:

@@ -29,13 +29,13 @@ def open_regular(path: str, flags: int) -> int:
     return fd
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
-def write_file(path: str, data: bytes) -> None:
+def write_file(path: str, data: bytes | bytearray) -> None:
     """Create or replace a file, its parent folders included."""
     os.makedirs(os.path.dirname(os.path.join(os.getcwd(), path)), exist_ok=True)
     fd = open_regular(path, os.O_WRONLY | os.O_CREAT)
@@ -80,7 +80,7 @@ def pack(limit: int) -> None:
             read_file(str(entry[1]))
 
 
-def unpack(packed: bytes) -> None:
+def unpack(packed: bytes | bytearray) -> None:
     """What `pack` gave, into the working folder, which holds none of it yet."""
     at = LENGTH.size + LENGTH.unpack_from(packed)[0]
     folders = []

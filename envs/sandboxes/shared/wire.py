@@ -82,6 +82,7 @@ class Wire(asyncio.Protocol):
         self._token = secrets.token_bytes(16)
         self._frames = Frames(self._token, multiplexed=multiplexed)
         self._last_id = 0
+        self._attached: asyncio.Transport | None = None
         self._awaited: dict[int, asyncio.Future[tuple[dict[str, Any], bytes]]] = {}
 
     @classmethod
@@ -95,10 +96,21 @@ class Wire(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.write(self._program)
 
+    async def move(self, sock: socket.socket) -> None:
+        """From now on over this socket. The one before stays open for what the supervisor may complain about."""
+        loop = asyncio.get_running_loop()
+        self._attached = self._transport
+        frames = Frames(self._token, multiplexed=False)
+        transport, _ = await loop.create_connection(lambda: Second(self, frames), sock=sock)
+        self._transport = transport
+
     def data_received(self, data: bytes) -> None:
+        self.hear(self._frames, data)
+
+    def hear(self, frames: Frames, data: bytes) -> None:
         self.heard_at = time.monotonic()
         try:
-            for reply, body in self._frames.feed(data):
+            for reply, body in frames.feed(data):
                 awaited = self._awaited.pop(reply["id"], None)
                 if awaited is not None and not awaited.done():
                     awaited.set_result((reply, body))
@@ -138,3 +150,18 @@ class Wire(asyncio.Protocol):
 
     def close(self) -> None:
         self._transport.close()
+        if self._attached is not None:
+            self._attached.close()
+
+
+class Second(asyncio.Protocol):
+    """The socket that a wire has moved to."""
+
+    def __init__(self, wire: Wire, frames: Frames) -> None:
+        self._wire, self._frames = wire, frames
+
+    def data_received(self, data: bytes) -> None:
+        self._wire.hear(self._frames, data)
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        self._wire.connection_lost(problem)

@@ -49,6 +49,10 @@ class Docker:
         yield {"cpus": share}, lambda pool: None
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class Bubblewrap:
     name = "bubblewrap"
     patience = "envs.sandboxes.shared.lease"
@@ -67,12 +71,7 @@ class Bubblewrap:
 
     def keepers(self, pool: Any) -> list[int]:
         """Process 1 of each sandbox, as this machine numbers it."""
-        return [
-            int(child)
-            for pid, run, _ in launch.running()
-            if run == pool.run
-            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ]
+        return [child for pid, run, _ in launch.running() if run == pool.run for child in children(pid)]
 
     def kill_all(self, pool: Any) -> None:
         for pid in self.keepers(pool):
@@ -88,8 +87,10 @@ class Bubblewrap:
         core = {max(os.sched_getaffinity(0))}
 
         def pin(pool: Any) -> None:
-            for pid in self.keepers(pool):
+            family = self.keepers(pool)
+            for pid in family:  # which grows: the next command's process waits already
                 os.sched_setaffinity(pid, core)
+                family += children(pid)
 
         rivals = [
             subprocess.Popen(["sh", "-c", "while :; do :; done"], start_new_session=True)

@@ -41,7 +41,7 @@ def bubblewrap() -> Backend:
 def go() -> Iterator[Go]:
     """Runs a coroutine on the module's one event loop."""
     with asyncio.Runner() as runner:
-        yield lambda work: runner.get_loop().run_until_complete(asyncio.wait_for(work, 30))
+        yield lambda work: runner.get_loop().run_until_complete(asyncio.wait_for(work, 60))
 
 
 @pytest.fixture(scope="module")

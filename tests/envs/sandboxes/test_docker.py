@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import socket
 import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
 
 import pytest
-from backends import IMAGE, Backend, Go, eventually
+from backends import IMAGE, Backend, Go, eventually, small_pool
 
 from envs.sandboxes import SandboxUnavailable
-from envs.sandboxes.docker import DockerPool, Lease, Limits, count, engine, preflight, reap
+from envs.sandboxes.docker import DockerPool, Lease, Limits, count, door, engine, preflight, reap
+from envs.sandboxes.docker.admission import own_folder
 from envs.sandboxes.shared.wire import DOCKER_HEADER, FRAME_HEADER, Frames
 
 RUN = f"test-{uuid.uuid4().hex[:8]}"
@@ -34,7 +37,7 @@ def test_an_owner_that_dies_while_starting_leaves_no_container(docker: Backend, 
     sock.send(engine.SUPERVISOR[:sent])
     assert count(run) == 1
     sock.close()
-    assert eventually(lambda: count(run) == 0, within_s=20)
+    assert eventually(lambda: count(run) == 0, within_s=30)
 
 
 @pytest.mark.docker
@@ -62,6 +65,55 @@ def test_reap_removes_what_a_dead_owner_left(go: Go, docker: Backend, pool: Dock
     finally:
         for name in made.values():
             engine.remove(client, name)
+
+
+# The socket that a container calls back on
+
+
+@pytest.mark.docker
+def test_the_engine_is_not_spoken_through_and_nothing_of_the_way_round_it_is_left(
+    go: Go, pool: DockerPool, sandbox: Lease
+) -> None:
+    call = "import socket; socket.socket(socket.AF_UNIX).connect('/run/touchstone.sock')"
+    refused = go(sandbox.exec(["python3", "-c", call])).stderr
+    assert b"PermissionError" in refused
+    mounted = go(sandbox.exec(["grep", "touchstone.sock", "/proc/self/mountinfo"])).stdout.decode()
+    assert "deleted" in mounted and " ro," in mounted
+    left = [path.name for path in own_folder().glob("*.sock") if path.name in mounted]
+    assert ".sock" in mounted and not left
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("broken", ["cannot call", "cannot mount"])
+def test_where_it_cannot_be_called_back_on_the_engine_carries(
+    go: Go, docker: Backend, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    if broken == "cannot call":
+        monkeypatch.setattr("envs.sandboxes.docker.INSIDE", "/run/nothing")
+    else:
+        monkeypatch.setattr(door.Door, "path", Path("/nowhere/x"), raising=False)
+        monkeypatch.setattr(door.Door, "__init__", lambda self: setattr(self, "_listener", socket.socket()))
+
+    async def scenario() -> tuple[bytes, dict[str, int]]:
+        async with small_pool(docker) as pool:
+            sandbox = await pool.acquire()
+            return (await sandbox.exec("echo fine")).stdout, pool.stats
+
+    said, stats = go(scenario())
+    assert said == b"fine\n" and stats["created"] == 1 and stats["lost"] == 0
+
+
+@pytest.mark.docker
+def test_doors_of_the_dead_are_removed(docker: Backend) -> None:
+    living = door.Door()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead = living.path.with_name(f"{ended.pid}-dead.sock")
+    dead.touch()
+    reap()
+    assert living.path.exists() and not dead.exists()
+    living.close()
+    assert not living.path.exists()
 
 
 # Without an engine

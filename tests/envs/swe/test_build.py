@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,31 @@ async def attempt(place: swe.World, task: Task, *commands: str) -> tuple[dict[st
         return await env.measure(), said
     finally:
         await env.close()
+
+
+def test_a_task_with_an_image_of_its_own_is_played_and_graded_in_it(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path, loop: asyncio.AbstractEventLoop
+) -> None:
+    """The pool's own image has no pytest."""
+    shutil.copytree(built[0], tmp_path / "tasks")
+    path = tmp_path / "tasks" / "tasks.jsonl.gz"
+    records = [json.loads(line) | {"image": suite.IMAGE} for line in gzip.decompress(path.read_bytes()).splitlines()]
+    lines = [json.dumps(record | {"content_hash": build.content_hash(record)}) for record in records]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+
+    async def scenario() -> tuple[dict[str, Any], str]:
+        pool = DockerPool(run="test-images", size=2)
+        try:
+            place = swe.World(pool, tasks=str(path.parent), max_turns=8)
+            task = place.task("train", 0)
+            assert task.given["image"] == suite.IMAGE
+            return await attempt(place, task, "python3 -m pytest --version")
+        finally:
+            await pool.close()
+
+    facts, said = loop.run_until_complete(scenario())
+    assert said.startswith("pytest ")
+    assert facts["pass_to_pass"] and all(facts["pass_to_pass"]) and not facts["solved"]
 
 
 def test_hidden_tests_are_not_there_and_the_others_run(
