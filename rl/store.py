@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,13 @@ class Run:
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
-    def grant(self, world: str, version: int) -> Lease:
-        """Promise the next task of a world's stream."""
+    def grant(self, world: str, version: int, barred: Callable[[str, int], bool] = lambda world, index: False) -> Lease:
+        """Promise the next task of a world's stream that is not barred."""
         (index,) = self.db.execute(
             "select coalesce(max(task_index) + 1, 0) from lease where world = ?", (world,)
         ).fetchone()
+        while barred(world, index):
+            index += 1
         cursor = self.db.execute(
             "insert into lease (world, task_index, version, state) values (?, ?, ?, 'open')", (world, index, version)
         )

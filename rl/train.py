@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from rl import algorithms, config, evaluate, metrics, warmstart
+from rl import algorithms, config, evaluate, metrics, quarantine, warmstart
 from rl.buffer import Buffer, tokens_of, useful
 from rl.config import RunConfig
 from rl.live import Page
@@ -45,6 +45,7 @@ class Training:
         """Open leases of an interrupted run: worked on first."""
         self.stop = asyncio.Event()
         self._lost_in_a_row = 0
+        self.quarantine = quarantine.read(settings)[0]
 
     # -- the two loops --------------------------------------------------------------------------------------------
 
@@ -113,7 +114,8 @@ class Training:
             return lease
         granted = self.run.granted()
         weights = {name: world.weight for name, world in self.settings.worlds.items() if world.weight > 0}
-        return self.run.grant(min(weights, key=lambda name: (granted.get(name, 0) + 1) / weights[name]), self.version)
+        world = min(weights, key=lambda name: (granted.get(name, 0) + 1) / weights[name])
+        return self.run.grant(world, self.version, lambda name, index: self.quarantine.holds(name, "train", index))
 
     def count_lost(self, group: Group) -> None:
         self._lost_in_a_row = 0 if group.valid else self._lost_in_a_row + 1
@@ -197,6 +199,7 @@ def train(settings: RunConfig, *, resume: bool) -> int:
         )
     (Run.check_resumable if resume else Run.check_new)(settings.folder)
     preflight(settings)
+    quarantine.tell(quarantine.read(settings)[1])
     run = Run.reopen(settings.folder) if resume else Run.create(settings.folder)
     try:
         if not resume:
