@@ -119,7 +119,7 @@ class Stream:
                 {"role": "user", "content": record["issue"]},
             ),
             given={name: record[name] for name in ("package", "version", "root")},
-            hidden={name: record[name] for name in HIDDEN} | {"files": sorted(files)},
+            hidden={name: record[name] for name in HIDDEN} | {"files": sorted(files), "twins": record.get("twins", [])},
         )
 
     def files(self, task: Task) -> dict[str, bytes]:

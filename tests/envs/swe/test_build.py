@@ -5,14 +5,17 @@ import gzip
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envs import Outcome, Task, swe
+from envs.exploits import Exploit
+from envs.exploits.swe.packages import ATTACKS, FILES, against_real
 from envs.sandboxes.docker import DockerPool
-from envs.swe import build, suite
+from envs.swe import build, suite, twins
 from envs.swe.sources import Refused, Tree
 from policy.chat import Chat
 from policy.engines.scripted import ScriptedEngine
@@ -337,6 +340,71 @@ def test_grading_is_not_fooled(
     assert facts["solved"] is False
     assert facts["tampered"] is (exploit == "a report that is always good"), facts
     assert facts["timed_out"] is (exploit == "endless")
+
+
+@pytest.fixture
+def real_exploits(built: tuple[Path, dict[str, Any]], pool: DockerPool) -> dict[str, Exploit]:
+    found = against_real(world(built, pool))
+    assert len(found) == len(ATTACKS) + len(FILES)
+    return {exploit.name: exploit for exploit in found}
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, *FILES])
+def test_code_beside_its_tests_cannot_lie_about_them_and_honest_code_passes(
+    name: str,
+    real_exploits: dict[str, Exploit],
+    built: tuple[Path, dict[str, Any]],
+    pool: DockerPool,
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    exploit = real_exploits[f"packages/{name}"]
+    place = world(built, pool)
+    facts = loop.run_until_complete(played(place, exploit.task, exploit.attack))
+    assert facts["solved"] is False
+    assert loop.run_until_complete(played(place, exploit.task, exploit.honest))["solved"] is True
+
+
+@pytest.mark.parametrize("name", ["passed, canaries spared", "a report of its own", "tests not called"])
+def test_without_twins_the_same_code_would_pass(
+    name: str,
+    real_exploits: dict[str, Exploit],
+    built: tuple[Path, dict[str, Any]],
+    pool: DockerPool,
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    exploit = real_exploits[f"packages/{name}"]
+    blind = replace(exploit.task, hidden={**exploit.task.hidden, "twins": []})
+    assert loop.run_until_complete(played(world(built, pool), blind, exploit.attack))["solved"] is True
+
+
+async def played(place: swe.World, task: Task, actions: tuple[str, ...]) -> dict[str, Any]:
+    env = place.open(task)
+    try:
+        await env.start()
+        for action in actions:
+            await env.step(action)
+        return await env.measure()
+    finally:
+        await env.close()
+
+
+def test_a_twin_expects_something_else_and_is_still_a_program() -> None:
+    found = twins.changes(COUNTS)
+    assert set(found) == {
+        *("test_total", "test_longest", "TestPercent::test_part", "TestPercent::test_clipped"),
+        "TestPercent::test_nothing",
+    }
+    assert len(found["test_total"]) == 5 and len(found["test_longest"]) == 3, "each case"
+    for changes in found.values():
+        text = twins.apply(COUNTS, changes)
+        compile(text, "x", "exec")
+        assert text != COUNTS and text.count("\n") == COUNTS.count("\n")
+
+
+def test_every_task_has_a_failing_test_with_a_twin(built: tuple[Path, dict[str, Any]]) -> None:
+    for record in records(built[0]):
+        covered = {test for twin in record["twins"] for test, at in twin["tests"].items() if at in twin["fails"]}
+        assert covered & set(record["FAIL_TO_PASS"]), record["key"]
 
 
 def test_an_edited_record_or_tree_is_noticed(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
