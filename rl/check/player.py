@@ -125,11 +125,11 @@ class Player:
         if self.order.exploits and self.tasks:
             played = trials.Trials(world, self.order.world, self.probes.play, self.say, self._fault)
             together += [(("exploit", "exploits", e.name), lambda e=e: played.exploit(e)) for e in played.exploits]  # type: ignore[misc]
-            for at in [at for at in (("train", 0), ("heldout", 0)) if at in self.tasks]:
-                together += [
-                    ((f"limit {limit.name}", *at), lambda at=at, limit=limit: played.limit(limit, at, self.tasks[at]))  # type: ignore[misc]
-                    for limit in played.limits
-                ]
+            at = next(iter(self.tasks))
+            together += [
+                ((f"limit {limit.name}", *at), lambda limit=limit: played.limit(limit, at, self.tasks[at]))  # type: ignore[misc]
+                for limit in played.limits
+            ]
         return alone, together
 
     def _unit(self, phase: str, probe: Callable[[At, Task], Awaitable[None]], at: At) -> Work:

@@ -187,7 +187,7 @@ def test_the_shipped_worlds_are_fit(world: str, capsys: pytest.CaptureFixture[st
     assert code == 0, result["faults"]
     if world == "math":
         assert result["exploits"] == {"attacks": 59, "failed": 59, "honest": 21, "accepted": 21}
-        assert result["looked"]["limits"] == 8
+        assert result["looked"]["limits"] == 4
     if world == "swe":
         assert result["looked"]["sandboxes"] >= 12 and result["looked"]["files"] >= 12
 
