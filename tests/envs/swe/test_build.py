@@ -444,3 +444,12 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
     ):
         assert cli.main(["tasks", "build", *arguments]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_without_docker_it_says_why_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nosuch.sock")
+    source = write(tmp_path / "old", "1.0", TALLY, COUNTS)
+    assert cli.main(["tasks", "build", source, "--out", str(tmp_path / "new")]) == 2
+    assert "bubblewrap has no images, so a Docker engine is needed: no Docker engine" in capsys.readouterr().err
