@@ -190,9 +190,9 @@ async def verified(pool: SandboxPool, tree: Tree, own: Suite) -> list[Twin]:
     kept = []
     for twin in found:
         tests = by_function[twin["function"]]
-        seen = {at: {ran.at(twin["function"], at) for ran in runs} for at in tests.values()}
-        fails = [at for at, statuses in sorted(seen.items()) if statuses == {"failed"}]
-        if fails and all(statuses in ({"failed"}, {"passed"}) for statuses in seen.values()):
+        statuses = {at: {ran.at(twin["function"], at) for ran in runs} for at in tests.values()}
+        fails = [at for at, both in sorted(statuses.items()) if both == {"failed"}]
+        if fails and all(both in ({"failed"}, {"passed"}) for both in statuses.values()):
             kept.append({**twin, "fails": fails, "tests": tests})
     return kept
 

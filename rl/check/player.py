@@ -103,7 +103,7 @@ class Player:
         self.tasks = find(self.calls, world, wanted, self.say, self._fault)  # type: ignore[arg-type]
         for split in ("train", "heldout"):
             found = sum(at[0] == split for at in self.tasks)
-            self.say("whole", split=split, whole=found == size(split))  # type: ignore[arg-type]
+            self.say("whole", split=split, whole=found == size(split))
         if size("train") is None and self.order.tasks is None:
             self.say("note", words="the tasks have no end, so a sample was played; --tasks N plays more")
 

@@ -35,7 +35,7 @@ FAULTS += (
 FAULTS += ("raises", "raises-malformed", "huge", "huge-facts", "gold-fails", "solved-1", "no-step", "no-facts")
 FAULTS += ("not-json", "task-not-json", "no-task", "unparsable-gold", "judge-fails", "exits", "no-gold", "keeps")
 FAULTS += ("blocks-in-task", "needs-sandbox", "unsound-gold", "any-of-two", "strict", "no-verdict")
-FAULTS += ("future", "remote", "dangling", "file", "elsewhere", "environment", "sent", "bad-3", "kills-late")
+FAULTS += ("future", "remote", "dangling", "bad-3", "kills-late")
 GIT = "git init -q . && git config user.email a@b && git config user.name a && touch a && git add a && git commit -qm 1"
 HISTORIES = {
     "future": f"{GIT} && echo 2 >a && git commit -qam 2 && git tag next && git reset -q --hard HEAD~",
@@ -106,7 +106,7 @@ class World:
         if self.fault == "leak-long":
             hidden["program"] = f"def solve():\n    return sum([{a}, {b}])  # the way to do it\n"
             given = {"files": {"main.py": f"import os\n{hidden['program']}\n"}}
-        if self.fault == "sent":
+        if self.fault == "dangling":
             hidden |= {"outputs": [answer, key, "something long"]}
         if self.fault in ("bad-3", "kills-late"):
             hidden["number"] = index
@@ -148,15 +148,13 @@ class Env:
     async def start(self) -> list[Message]:
         answer = self.task.hidden["answer"]
         commands = {
-            "file": f"mkdir -p deep/er; echo {answer} >deep/er/note",
-            "elsewhere": f"echo 'the answer: {answer}' >/tmp/log",
-            "environment": f"ANSWER={answer} setsid sleep 30 </dev/null >/dev/null 2>&1 & sleep 0.2",
-            "sent": "",
             **HISTORIES,
+            "future": f"{HISTORIES['future']} && mkdir -p deep/er && echo {answer} >deep/er/note",
+            "remote": f"{HISTORIES['remote']} && echo 'the answer: {answer}' >/tmp/log",
         }
         if self.fault in commands and (self.fault or self.world.git):
             self.sandbox = await self.world.sandboxes.acquire()
-            stdin = json.dumps(self.task.hidden).encode() if self.fault == "sent" else b""
+            stdin = json.dumps(self.task.hidden).encode() if self.fault == "dangling" else b""
             done = await self.sandbox.exec(commands[self.fault] or "true", stdin=stdin)
             assert done.exit_code == 0, done.stderr
         return list(self.task.messages)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import envs
+from envs import exploits
 from rl.check import KINDS, leaks
 from rl.check.result import Result
 from rl.check.watch import Page, Watch
@@ -53,12 +55,9 @@ EXPECTED = {
     "no-verdict": "wrong-verdict",
 }
 INSIDE = {
-    "future": ("history", "1 commit, 1 tree, 1 blob that HEAD does not reach"),
-    "remote": ("history", "knows where it came from: origin"),
-    "dangling": ("history", "1 blob that HEAD does not reach"),
-    "file": ("sandbox-tells", "stands in /work/deep/er/note"),
-    "elsewhere": ("sandbox-tells", "stands in /tmp/log"),
-    "sent": ("sandbox-tells", "the hidden `outputs` was sent to a sandbox"),
+    "future": ("1 commit, 1 tree, 1 blob that HEAD does not reach", "stands in /work/deep/er/note"),
+    "remote": ("knows where it came from: origin", "stands in /tmp/log"),
+    "dangling": ("1 blob that HEAD does not reach", "the hidden `outputs` was sent to a sandbox"),
 }
 ALSO = {
     "any-answer": {"wrong-scores", "malformed-scores"},
@@ -182,14 +181,18 @@ def test_rows_of_a_file_are_checked_counts_and_bad_golds_included(
 @pytest.mark.docker
 @pytest.mark.parametrize("world", ["math", "code", "swe"])
 def test_the_shipped_worlds_are_fit(world: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exploits = [] if world == "math" else ["--no-exploits"]  # tests/envs/exploits plays the others
-    code, result = checked(capsys, world, "--tasks", "6", *exploits)
+    code, result = checked(capsys, world, "--tasks", "3", "--no-exploits")
     assert code == 0, result["faults"]
-    if world == "math":
-        assert result["exploits"] == {"attacks": 59, "failed": 59, "honest": 21, "accepted": 21}
-        assert result["looked"]["limits"] == 4
     if world == "swe":
-        assert result["looked"]["sandboxes"] >= 12 and result["looked"]["files"] >= 12
+        assert result["looked"]["sandboxes"] >= 6 and result["looked"]["files"] >= 6
+
+
+@pytest.mark.parametrize("world", ["math", "code", "swe"])
+def test_the_shipped_worlds_have_exploits_and_limits_that_apply_as_configured(world: str) -> None:
+    place = envs.load(world).World(None)
+    assert len(exploits.against(world, place)) >= 24 and len(exploits.limits(world, place)) >= 4
+    if world == "code":
+        assert not exploits.against(world, envs.load("code").World(None, languages=["cpp"]))
 
 
 @pytest.mark.docker
@@ -198,9 +201,9 @@ def test_what_a_sandbox_must_not_hold_is_found_by_commands_inside(
     fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, result = checked(capsys, PLANTED, f"fault={fault}", "--tasks", "1", "--no-exploits")
-    kind, words = INSIDE[fault]
-    assert code == 1 and {f["kind"] for f in result["faults"]} == {kind}, result["faults"]
-    assert all(words in f["words"] for f in result["faults"]), result["faults"]
+    assert code == 1 and len(result["faults"]) == 4, result["faults"]
+    for kind, words in zip(("history", "sandbox-tells"), INSIDE[fault], strict=True):
+        assert [words in f["words"] for f in result["faults"] if f["kind"] == kind] == [True] * 2, result["faults"]
 
 
 @pytest.mark.docker
