@@ -158,7 +158,12 @@ class Env(Protocol):
 
 
 class World(Protocol):
-    """A family of tasks and the way to attempt them. Built once in each rollout worker from the configuration."""
+    """A family of tasks and the way to attempt them. Built once in each rollout worker from the configuration.
+
+    A world may also have, for `rl check`: `size(split)`, how many different tasks there are, which the first as many
+    positions hold, or None for no end; `secrets(task)`, texts that no sandbox of an attempt may hold, by what they are;
+    `paths(task)`, ends of paths under which these could lie elsewhere in the image.
+    """
 
     name: str
     max_turns: int

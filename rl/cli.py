@@ -53,12 +53,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "overrides", nargs="*", metavar="key=value", help="arguments of the world, as in tasks=rows.jsonl"
     )
-    check.add_argument("--tasks", type=int, default=8, metavar="N", help="tasks of each split (8)")
+    check.add_argument(
+        "--tasks", default="", metavar="N|all", help="tasks of each split (all of a finite world, 8 of an endless one)"
+    )
+    check.add_argument("--image", default="touchstone-sandbox:bookworm", help="of the sandboxes, as rollout.image")
+    check.add_argument("--no-exploits", action="store_true", help="leave out the known exploits and the limits")
     check.add_argument(
         "--deadline", type=float, default=120.0, metavar="S", help="longest single call in seconds (120)"
     )
     check.add_argument("--json", action="store_true", help="print JSON")
-    check.add_argument("--out", metavar="FILE", help="write the result as JSON, with hashes")
+    check.add_argument("--out", metavar="FILE", help="default: runs/check/…, where rl train looks")
     check.set_defaults(run=_check)
 
     status = commands.add_parser("status", help="what a run waits for, and how its last minute went")
@@ -140,7 +144,18 @@ def _check(args: argparse.Namespace) -> int:
     from rl.check import check
 
     settings = config.values(args.overrides)
-    return check(args.world, settings, tasks=args.tasks, deadline_s=args.deadline, as_json=args.json, out=args.out)
+    if args.tasks and args.tasks != "all" and not args.tasks.isdecimal():
+        raise ValueError(f"got --tasks {args.tasks}; expected a number, or all")
+    return check(
+        args.world,
+        settings,
+        tasks=int(args.tasks) if args.tasks.isdecimal() else None,
+        deadline_s=args.deadline,
+        image=args.image,
+        exploits=not args.no_exploits,
+        as_json=args.json,
+        out=args.out,
+    )
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from math import comb
 from typing import Any, Protocol
 
 import envs
+from rl import quarantine
 from rl.config import RunConfig
 from rl.local import Local
 from rl.store import Lease, Run
@@ -26,9 +27,11 @@ class Progress(Protocol):
 def indices(settings: RunConfig, world: str, count: int) -> list[int]:
     """Positions in the held-out stream of the first `count` distinct tasks. Raises ValueError where there are fewer."""
     place = envs.load(world).World(None, **settings.worlds[world].args)
+    barred, _ = quarantine.read(settings)
     found: dict[str, int] = {}
     for index in range(SCAN * count):
-        found.setdefault(place.task("heldout", index).key, index)
+        if not barred.holds(world, "heldout", index):
+            found.setdefault(place.task("heldout", index).key, index)
         if len(found) == count:
             return list(found.values())
     raise ValueError(f"world {world} has {len(found)} distinct held-out tasks; got eval.tasks={count}")

@@ -90,6 +90,13 @@ def read(specs: Sequence[str], cache: Path) -> tuple[list[sources.Tree], dict[st
 
 def ready(image: str) -> None:
     """Make the image where it is the one we know how to make. Raises SandboxUnavailable."""
+    try:
+        docker.reap()
+    except SandboxUnavailable as without:
+        raise SandboxUnavailable(
+            "packages' tests run in an image that holds pytest, and bubblewrap has no images, so a Docker engine is "
+            f"needed: {without}"
+        ) from None
     if image == suite.IMAGE and SCRIPT.is_file():
         made = subprocess.run([SCRIPT], env={**os.environ, "PYTHON": sys.executable}, stdout=sys.stderr, check=False)
         if made.returncode != 0:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from rl import algorithms, config, evaluate, filters, metrics, selftest, stages, status, trackers, warmstart
+from rl import algorithms, config, evaluate, filters, metrics, quarantine, selftest, stages, status, trackers, warmstart
 from rl.buffer import Buffer, tokens_of, useful
 from rl.config import RunConfig
 from rl.difficulty import Difficulty
@@ -56,6 +56,7 @@ class Training:
         """What earlier tries of a lease came to, where the machinery lost them all."""
         self.notes: list[str] = []
         """What was paused or started again since the last step."""
+        self.quarantine = quarantine.read(settings)[0]
         self.recall()
 
     # -- the two loops --------------------------------------------------------------------------------------------
@@ -155,6 +156,8 @@ class Training:
                 return lease
         world = self.mix.next(self.version, without=[w for w in self.settings.worlds if not self.firewall.allows(w)])
         index = self.difficulty.next(world, self.run.next_index(world), self.version)
+        while self.quarantine.holds(world, "train", index):
+            index = self.difficulty.next(world, index + 1, self.version)
         return self.run.grant(world, self.version, index)
 
     def with_earlier(self, group: Group) -> Group:
@@ -267,6 +270,7 @@ def train(settings: RunConfig, *, resume: bool) -> int:
     (Run.check_resumable if resume else Run.check_new)(settings.folder)
     trackers.check(settings.train.trackers)
     preflight(settings)
+    quarantine.tell(quarantine.read(settings)[1])
     with room_on(settings.folder):
         run = Run.reopen(settings.folder) if resume else Run.create(settings.folder)
         board = status.Board(run.folder, settings.train.deadline_s)

@@ -56,6 +56,9 @@ class World:
     def task(self, split: Split, index: int) -> Task:
         return self.stream.task(split, index)
 
+    def size(self, split: Split) -> int | None:
+        return self.stream.size(split) if isinstance(self.stream, rows.Stream) else None
+
     def open(self, task: Task) -> Env:
         return MathEnv(task, self)
 

@@ -38,6 +38,9 @@ class Stream:
         }
         self._round: tuple[int, list[Task]] = (-1, [])
 
+    def size(self, split: Split) -> int:
+        return len(self.tasks[split])
+
     def task(self, split: Split, index: int) -> Task:
         tasks = self.tasks[split]
         if not tasks:

@@ -41,6 +41,15 @@ class World:
     def task(self, split: Split, index: int) -> Task:
         return self.stream.task(split, index)
 
+    def size(self, split: Split) -> int | None:
+        return len(self.real.splits[split]) if self.real else None
+
+    def secrets(self, task: Task) -> dict[str, str]:
+        return self.real.secrets(task) if self.real else {}
+
+    def paths(self, task: Task) -> list[str]:
+        return self.real.paths(task) if self.real else []
+
     def open(self, task: Task) -> Env:
         return attempt.RealEnv(task, self.real, self.sandboxes) if self.real else SweEnv(task, self.sandboxes)
 

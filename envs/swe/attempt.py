@@ -2,17 +2,20 @@
 
 The attempt gets the package without the test files that hold a FAIL_TO_PASS test; all others stay. Grading takes the
 attempt's changed Python files that belong to no test into a second, clean sandbox, puts all test files of the task
-there, and compares outside: every test named by the task must have passed. Two canary tests with names of the moment,
-one that passes and one that fails, stand among the hidden ones: where they end otherwise, the run was tampered with.
+there, and compares outside: every test named by the task must have passed, and failed where it stands as its twin
+(twins.py). Two canary tests with names of the moment, one that passes and one that fails, stand among the hidden ones:
+where they end otherwise, or a test passes both as it is and as its twin, the run was tampered with.
 """
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import envs.swe
 from envs import Facts, Message, Step, Task, tool_call
@@ -21,11 +24,14 @@ from envs.swe import suite
 from envs.swe.edits import patch
 from envs.swe.real import OBSERVATION_CHARS, Stream
 from envs.swe.sources import is_source, is_test
+from envs.swe.twins import Twin, asked
 
 COMMAND_TIMEOUT_S = 30.0
 GRADING_TIMEOUT_S = 120.0
 MAX_FILE_BYTES = 2**20
 MAX_TAKEN = 100
+FEW_TWINS = 3
+"""With fewer, a liar who guesses would be right too often: one in four for each twin and pair of runs."""
 
 CHANGED = """\
 import hashlib, json, os, stat, sys
@@ -54,6 +60,19 @@ for place, folders, names in os.walk(".", followlinks=False):
 print(json.dumps([dict(sorted(changed.items())[:most]), sorted(set(known) - found), sorted(left_out)[:most]]))
 """
 """Runs in the attempt's sandbox after the attempt: which Python files differ from those it was given."""
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What one run of the tests comes to."""
+
+    timed_out: bool
+    tests: dict[str, bool] = field(default_factory=dict)
+    """Whether each came out as it must."""
+    claimed: dict[bool, set[str]] = field(default_factory=lambda: {False: set(), True: set()})
+    """Tests said to have passed as they are, and tests said to have passed as a twin that must fail."""
+    lies: bool = False
+    well: bool = False
 
 
 class RealEnv:
@@ -138,30 +157,65 @@ class RealEnv:
         )
 
     async def _graded(self, files: Mapping[str, bytes]) -> Facts:
+        """All tests in each of two sandboxes, every test function with a twin as its twin in one of them; where few
+        have one, and all went well, in two more.
+        """
+        twins: list[Twin] = self.task.hidden["twins"]
+        coin = secrets.SystemRandom()
+        answers: list[_Answer] = []
+        for pair in range(2 if 0 < len(twins) < FEW_TWINS else 1):
+            chosen = [coin.random() < 0.5 for _ in twins]
+            sides = [
+                [twin for twin, is_it in zip(twins, chosen, strict=True) if is_it is side] for side in (True, False)
+            ]
+            answers += await asyncio.gather(*(self._asked(files, side) for side in (sides if twins else [[]])))
+            if pair == 0 and not all(answer.well for answer in answers):
+                break
+        wanted = {name: self.task.hidden[name] for name in ("FAIL_TO_PASS", "PASS_TO_PASS")}
+        passed = {test: all(a.tests[test] for a in answers) for tests in wanted.values() for test in tests}
+        claims = [{test for a in answers for test in a.claimed[as_twin]} for as_twin in (False, True)]
+        tampered = any(answer.lies for answer in answers) or bool(claims[0] & claims[1])
+        return {
+            "solved": not tampered and all(answer.well for answer in answers),
+            "fail_to_pass": [passed[test] for test in wanted["FAIL_TO_PASS"]],
+            "pass_to_pass": [passed[test] for test in wanted["PASS_TO_PASS"]],
+            "tampered": tampered,
+            "timed_out": any(answer.timed_out for answer in answers),
+        }
+
+    async def _asked(self, files: Mapping[str, bytes], twins: Sequence[Twin]) -> _Answer:
+        """One run of the tests, with these functions as their twins."""
         hidden = self.task.hidden
         place = hidden["FAIL_TO_PASS"][0].partition("::")[0]
         good, bad = (f"test_{secrets.token_hex(4)}" for _ in range(2))
         canaries = f"\n\ndef {good}():\n    assert True\n\n\ndef {bad}():\n    assert False\n"
+        files = asked(twins, files)
+        replaced = {test: (twin, at) for twin in twins for test, at in twin["tests"].items()}
         wanted = [*hidden["FAIL_TO_PASS"], *hidden["PASS_TO_PASS"]]
         ran = await suite.run(
             self.sandboxes,
             {**files, place: files[place].rstrip() + canaries.encode()},
             self.task.given["root"],
-            only=[*wanted, f"{place}::{good}", f"{place}::{bad}"],
+            only=[*(test for test in wanted if test not in replaced), f"{place}::{good}", f"{place}::{bad}"],
+            places=[(twin["function"], at) for twin, at in replaced.values()],
             image=self.image,
             timeout_s=GRADING_TIMEOUT_S,
         )
+        answer = _Answer(timed_out=ran.timed_out)
+        for test in wanted:
+            if test not in replaced:
+                answer.tests[test] = ran.passed(test)
+                answer.claimed[False] |= {test} if ran.passed(test) else set()
+                continue
+            twin, at = replaced[test]
+            said, falls = ran.at(twin["function"], at), at in twin["fails"]
+            answer.tests[test] = said == ("failed" if falls else "passed")
+            answer.claimed[True] |= {test} if falls and said == "passed" else set()
         failing = ran.tests.get(f"{place}::{bad}")
-        tampered = (
-            ran.done and failing is not None and (failing.status != "failed" or not ran.passed(f"{place}::{good}"))
-        )
-        return {
-            "solved": not tampered and ran.done and failing is not None and all(map(ran.passed, wanted)),
-            "fail_to_pass": [ran.passed(test) for test in hidden["FAIL_TO_PASS"]],
-            "pass_to_pass": [ran.passed(test) for test in hidden["PASS_TO_PASS"]],
-            "tampered": tampered,
-            "timed_out": ran.timed_out,
-        }
+        judged = ran.done and failing is not None
+        answer.lies = judged and (failing.status != "failed" or not ran.passed(f"{place}::{good}"))  # type: ignore[union-attr]
+        answer.well = judged and not answer.lies and all(answer.tests.values())
+        return answer
 
     async def close(self) -> None:
         sandbox, self.sandbox = self.sandbox, None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.sandboxes import SandboxPool
-from envs.swe import edits, issues, mutate, suite
+from envs.swe import edits, issues, mutate, suite, twins
 from envs.swe.sources import Refused, Tree, is_source, is_test
 from envs.swe.suite import Ran, Suite
 
@@ -101,6 +101,7 @@ async def _package(
             if found := await suite.copies(pool, tree):
                 raise Refused(f"the image holds a copy of it: {found[0]}")
             suites[tree.version] = await suite.verify(pool, tree)
+            suites[tree.version].twins = await twins.verified(pool, tree, suites[tree.version])
         except Refused as error:
             told["refused"][tree.version] = str(error)
     if newest.version in suites:
@@ -208,6 +209,9 @@ async def mutate_fix(
     fails, passes, messages = await _told_apart(pool, {**tree.files, path: bad.encode()}, tree.root, chosen, own)
     if not fails or not passes:
         return messages[0]
+    told_apart = twins.of_tests(own.twins, fails)
+    if not told_apart:
+        return "no twin"
     digest = hashlib.sha256(f"{path}/{fault}".encode()).hexdigest()[:8]
     return _record(
         key=f"mutate-fix/{tree.name}/{fault.function}/{fault.operator}/{digest}",
@@ -219,6 +223,7 @@ async def mutate_fix(
         gold=gold,
         patches=(edits.patch({path: source}, {path: bad}), edits.patch({path: bad}, {path: source})),
         tests=(fails, passes),
+        told_apart=told_apart,
         issue=issues.fault(tree, path, fault.function, messages),
     )
 
@@ -288,6 +293,10 @@ async def release_fix(pool: SandboxPool, old: Tree, new: Tree, own: Suite, *, se
     if not fails or not passes:
         raise Refused(f"with the gold patch {len(fails)} failing and {len(passes)} passing tests pass")
     rng = random.Random(f"{seed}/{old.name}/{new.version}")
+    fails, passes = _sampled(rng, fails, MOST_COVERING), _sampled(rng, passes, MOST_COVERING)
+    told_apart = twins.of_tests(own.twins, fails)
+    if not told_apart:
+        raise Refused("none of the tests that fail has a twin")
     return _record(
         key=f"release-fix/{old.name}/{new.version}",
         kind="release-fix",
@@ -297,7 +306,8 @@ async def release_fix(pool: SandboxPool, old: Tree, new: Tree, own: Suite, *, se
         bug=[],
         gold=gold,
         patches=("", gold_patch),
-        tests=(_sampled(rng, fails, MOST_COVERING), _sampled(rng, passes, MOST_COVERING)),
+        tests=(fails, passes),
+        told_apart=told_apart,
         issue=issues.release(old, new, messages),
     )
 
@@ -313,6 +323,7 @@ def _record(
     gold: list[edits.Edit],
     patches: tuple[str, str],
     tests: tuple[list[str], list[str]],
+    told_apart: Sequence[twins.Twin],
     issue: str,
 ) -> Record:
     tree, tests_tree = trees
@@ -335,6 +346,10 @@ def _record(
         "bug_patch": patches[0],
         "gold_patch": patches[1],
         "FAIL_TO_PASS": tests[0],
+        "twins": [
+            {**twin, "tests": {test: at for test, at in twin["tests"].items() if test in {*tests[0], *tests[1]}}}
+            for twin in told_apart
+        ],
         "PASS_TO_PASS": tests[1],
         "issue": issue,
     }

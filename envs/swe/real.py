@@ -119,7 +119,7 @@ class Stream:
                 {"role": "user", "content": record["issue"]},
             ),
             given={name: record[name] for name in ("package", "version", "root", "image") if name in record},
-            hidden={name: record[name] for name in HIDDEN} | {"files": sorted(files)},
+            hidden={name: record[name] for name in HIDDEN} | {"files": sorted(files), "twins": record.get("twins", [])},
         )
 
     def files(self, task: Task) -> dict[str, bytes]:
@@ -137,6 +137,20 @@ class Stream:
         """The task's test files, which no attempt sees or brings."""
         tree = self.trees.get(task.hidden["tests_tree"], task.hidden["tests_tree_sha256"])
         return {path: data for path, data in tree.items() if is_test(path)}
+
+    def secrets(self, task: Task) -> dict[str, str]:
+        """Texts that no attempt may find in its sandbox: the hidden test files, and the mended code."""
+        seen = "\n".join(data.decode("latin-1") for data in self.visible(task).values())
+        found = {f"the hidden test file {path}": self.tests(task).get(path, b"") for path in task.hidden["files"]}
+        for step in task.hidden["gold_edits"]:
+            found[f"the mended code of {step['path']}"] = (step["new"] or "").encode()
+        texts = {what: data.decode(errors="replace") for what, data in found.items()}
+        return {what: text for what, text in texts.items() if text.strip() and text.strip() not in seen}
+
+    def paths(self, task: Task) -> list[str]:
+        """Ends of paths where a copy of the package or of its hidden tests would stand."""
+        own = {*task.hidden["files"], *(step["path"] for step in task.hidden["gold_edits"])}
+        return sorted({"/".join(path.removeprefix("src/").split("/")[-2:]) for path in own})
 
     def demonstrate(self, task: Task, *, err: bool) -> list[Message]:
         """The expert looks at each place, edits it as the gold patch says and submits; where it errs it only looks."""

@@ -1,8 +1,9 @@
 """Runs the tests of the package in /work, inside a sandbox: sent there as text, spoken to over stdin and stdout.
 
-Request: JSON with `token`, `root`, `paths` (test files), `only` (test ids or none for all), `trace`, `library`.
-Answer: lines of token and JSON: `ready`, then `test` (status, message, seconds, the functions that it ran) as each one
-ends, `broken` for a file that could not be imported, and `done`. A test without a line has not passed.
+Request: JSON with `token`, `root`, `paths` (test files), `only` (test ids) and `places` (a test function and which of
+its cases), neither for all, `trace`, `library`.
+Answer: lines of token and JSON: `ready`, then `test` (place, status, message, seconds, the functions that it ran) as
+each one ends, `broken` for a file that could not be imported, and `done`. A test without a line has not passed.
 """
 
 # ruff: noqa: PTH118
@@ -56,6 +57,8 @@ def main() -> None:
 def watcher(pytest: Any, asked: dict[str, Any], send: Callable[..., None]) -> object:
     """A plugin that reports each test as it ends."""
     only, trace = set(asked["only"] or ()), asked["trace"]
+    places = {(function, at) for function, at in asked["places"]}
+    cases: dict[str, int] = {}
 
     class Plugin:
         status, message = "", ""
@@ -63,8 +66,12 @@ def watcher(pytest: Any, asked: dict[str, Any], send: Callable[..., None]) -> ob
 
         @pytest.hookimpl(trylast=True)
         def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-            if only:
-                items[:] = [item for item in items if item.nodeid in only]
+            for item in items:
+                function = item.nodeid.removesuffix(item.name) + (getattr(item, "originalname", None) or item.name)
+                item.place = function, cases.get(function, 0)
+                cases[function] = item.place[1] + 1
+            if only or places:
+                items[:] = [item for item in items if item.nodeid in only or item.place in places]
 
         def pytest_collectreport(self, report: Any) -> None:
             if report.failed:
@@ -81,6 +88,7 @@ def watcher(pytest: Any, asked: dict[str, Any], send: Callable[..., None]) -> ob
             seconds = max(time.process_time() - began[0], 0.0), time.monotonic() - began[1]
             send(
                 test=item.nodeid,
+                place=item.place,
                 status=self.status,
                 message=self.message,
                 cpu_s=round(seconds[0], 4),

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from envs import JudgeFailed
 from envs.sandboxes import Sandbox, SandboxPool
@@ -39,6 +40,8 @@ class Test:
     message: str = ""
     cpu_s: float = 0.0
     wall_s: float = 0.0
+    place: tuple[str, int] = ("", 0)
+    """The test function, and which of its cases: what names a test whose parameters changed."""
     ran: frozenset[tuple[str, int]] = frozenset()
     """Functions of the tree that it ran, by file and first line, where they were traced."""
 
@@ -54,17 +57,24 @@ class Ran:
     seconds: float = 0.0
     error: str = ""
 
+    def at(self, function: str, case: int) -> str:
+        """The status of a case of a test function, empty where it did not run."""
+        found = [test.status for test in self.tests.values() if test.place == (function, case)]
+        return found[0] if len(found) == 1 else "failed" if found else ""
+
     def passed(self, test: str) -> bool:
         return test in self.tests and self.tests[test].status == "passed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Suite:
     tests: dict[str, Test]
     """Tests that passed every time, by id, with what they ran."""
     dropped: dict[str, str]
     """The others, and why: failing, skipped, flaky, slow, or the file could not be imported."""
     seconds: float
+    twins: list[dict[str, Any]] = field(default_factory=list)
+    """Of its test functions, see twins.py."""
 
     def covering(self, path: str, line: int) -> list[str]:
         return sorted(test for test, seen in self.tests.items() if (path, line) in seen.ran)
@@ -84,13 +94,16 @@ async def run(
     root: str,
     *,
     only: Collection[str] = (),
+    places: Collection[tuple[str, int]] = (),
     trace: bool = False,
     timeout_s: float = SUITE_TIMEOUT_S,
     image: str | None = None,
 ) -> Ran:
-    """Run tests of a tree in a sandbox of their own: those named, or all. Raises MachineryError."""
-    if only:
-        paths = sorted({test.partition("::")[0] for test in only} & set(files))
+    """Run tests of a tree in a sandbox of their own: those named by id or by place, or all. Raises MachineryError."""
+    if only or places:
+        paths = sorted(
+            {test.partition("::")[0] for test in (*only, *(function for function, _ in places))} & set(files)
+        )
     else:
         paths = sorted(path for path in files if is_test(path) and _collected(path))
     token = secrets.token_hex(16)
@@ -99,6 +112,7 @@ async def run(
         "root": root,
         "paths": paths,
         "only": sorted(only),
+        "places": sorted(places),
         "trace": trace,
         "library": LIBRARY,
         "hypothesis": any(b"hypothesis" in files[path] for path in paths),
@@ -143,13 +157,14 @@ def read(report: bytes, token: str) -> Ran:
                     message=str(said["message"]),
                     cpu_s=float(said["cpu_s"]),
                     wall_s=float(said["wall_s"]),
+                    place=(str(said["place"][0]), int(said["place"][1])),
                     ran=frozenset((str(path), int(line)) for path, line in said["ran"]),
                 )
             elif "broken" in said:
                 ran.broken[str(said["broken"])] = str(said["message"])
             elif "done" in said:
                 ran.done = True
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, IndexError):
             continue
     return ran
 
@@ -191,7 +206,10 @@ def _sorted_out(runs: Sequence[Ran]) -> tuple[dict[str, Test], dict[str, str]]:
         elif min(one.cpu_s for one in seen) > SLOW_CPU_S or min(one.wall_s for one in seen) > SLOW_WALL_S:
             dropped[test] = "slow"
         else:
-            tests[test] = Test(status="passed", cpu_s=seen[0].cpu_s, wall_s=seen[0].wall_s, ran=seen[-1].ran)
+            one = seen[-1]
+            tests[test] = Test(
+                status="passed", cpu_s=seen[0].cpu_s, wall_s=seen[0].wall_s, place=one.place, ran=one.ran
+            )
     return tests, dropped
 
 

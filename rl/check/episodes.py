@@ -7,12 +7,15 @@ import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from envs import Env, Facts, JudgeFailed, JudgeTimedOut, MachineryError, Step, Task, World
 from envs.sandboxes import ExecResult, Sandbox, SandboxError, SandboxPool, Snapshot
 
+UNIT: ContextVar[tuple[Any, ...]] = ContextVar("unit", default=("", "", 0))
+"""What is being played: phase, split and index. Several are at a time."""
 MOST_CHARS = 200_000
 """Largest message or facts that a world may answer with."""
 CANCEL_S = 1.0
@@ -125,21 +128,30 @@ class Attempt:
     async def close(self) -> None:
         for _ in range(2):  # it may be called more than once
             await self.calls("close", self.env.close)
-        if self.pool.lent:
-            kept = len(self.pool.lent)
+        if kept := len(self.pool.own()):
             await self.pool.take_back()
             raise Fault("sandbox-kept", f"close kept {kept} sandbox{'es' * (kept > 1)} that the attempt had taken")
 
 
 async def play(
-    calls: Calls, world: World, task: Task, pool: Pool, actions: Sequence[str], repeat: bool = False
+    calls: Calls,
+    world: World,
+    task: Task,
+    pool: Pool,
+    actions: Sequence[str],
+    repeat: bool = False,
+    look: Callable[[], Awaitable[None]] | None = None,
 ) -> Played:
-    """The actions in turn, the last again and again where `repeat`, until the world is done or the turns are spent."""
+    """The actions in turn, the last again and again where `repeat`, until the world is done or the turns are spent.
+    Before the last one, `look` is called: the attempt still has what it works in.
+    """
     attempt = Attempt(calls, world, task, pool)
     try:
         await attempt.start()
         at, goes_on = 0, True
         while goes_on and (at < len(actions) or repeat):
+            if look is not None and at == len(actions) - 1:
+                await look()
             goes_on = await attempt.act(actions[min(at, len(actions) - 1)])
             at += 1
         if goes_on:
@@ -187,16 +199,20 @@ def _facts(facts: Any) -> Facts:
 
 
 class Pool:
-    """A pool that knows what it has lent, so that a sandbox kept by a closed attempt is seen."""
+    """A pool that knows what it has lent and to whom, and what worlds send there."""
 
     def __init__(self, pool: SandboxPool) -> None:
         self.pool = pool
         self.lent: set[Lent] = set()
         self.used = False
+        self.watchers: dict[tuple[Any, ...], Callable[[bytes], None]] = {}
+        """By what is being played: told of all that it sends into a sandbox."""
 
     async def acquire(self, snapshot: Snapshot | None = None, *, image: str | None = None) -> Sandbox:
         self.used = True
-        lent = Lent(await self.pool.acquire(snapshot, image=image), self.lent)
+        if snapshot is not None:
+            self.saw(snapshot.packed)
+        lent = Lent(await self.pool.acquire(snapshot, image=image), self)
         self.lent.add(lent)
         return lent
 
@@ -204,8 +220,16 @@ class Pool:
         self.used = True
         return getattr(self.pool, name)
 
+    def saw(self, data: bytes) -> None:
+        if watcher := self.watchers.get(UNIT.get()):
+            watcher(data)
+
+    def own(self) -> list[Lent]:
+        """Sandboxes lent to what is being played."""
+        return [lent for lent in self.lent if lent.holder == UNIT.get()]
+
     async def take_back(self) -> None:
-        for lent in list(self.lent):
+        for lent in self.own():
             await lent.close()
 
     async def close(self) -> None:
@@ -215,13 +239,18 @@ class Pool:
 class Lent:
     """A sandbox of the pool, watched."""
 
-    def __init__(self, sandbox: Sandbox, lent: set[Lent]) -> None:
-        self.sandbox, self.others = sandbox, lent
+    def __init__(self, sandbox: Sandbox, pool: Pool) -> None:
+        self.sandbox, self.pool, self.holder = sandbox, pool, UNIT.get()
 
     async def exec(self, argv: Sequence[str] | str, **settings: Any) -> ExecResult:
+        words = [argv] if isinstance(argv, str) else argv
+        words = [*words, *(settings.get("env") or {}).values()]
+        self.pool.saw("\n".join(words).encode(errors="replace"))
+        self.pool.saw(settings.get("stdin", b""))
         return await self.sandbox.exec(argv, **settings)
 
     async def write(self, path: str, data: bytes) -> None:
+        self.pool.saw(data)
         await self.sandbox.write(path, data)
 
     async def read(self, path: str, *, limit: int = 1024 * 1024) -> bytes:
@@ -231,5 +260,5 @@ class Lent:
         return getattr(self.sandbox, name)
 
     async def close(self) -> None:
-        self.others.discard(self)
+        self.pool.lent.discard(self)
         await self.sandbox.close()

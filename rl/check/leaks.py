@@ -27,17 +27,23 @@ _ENDS = r"(?=\s*(?:[.,;)\]}\"'`$]|$))"
 
 def golds(task: Task) -> list[str]:
     """The texts of right answers in `hidden`, without programs and patches."""
-    return [text for name in _ANSWERS for text in _flat(task.hidden.get(name)) if text.strip()]
+    return [text for name in _ANSWERS for text in flat(task.hidden.get(name)) if text.strip()]
+
+
+def long_texts(task: Task) -> list[tuple[str, str]]:
+    """Hidden answers, programs and patches that are too long to stand anywhere by accident, each with its name."""
+    named = ((name, text.strip()) for name in (*_ANSWERS, *_WORKS) for text in flat(task.hidden.get(name)))
+    return [(name, text) for name, text in named if len(text) >= LONG]
 
 
 def in_task(task: Task, heard: str) -> str:
     """What a single task gives away, in words, else empty. `heard`: all that the world says before the answer."""
     if task.hidden.get("kind") == "literal":  # what a shown function returns stands in it more often than not
         return ""
-    given = "\n".join(_flat(task.given))
+    given = "\n".join(flat(task.given))
     for place, text in (("the prompt", heard), ("`given`", given)):
         for name in (*_ANSWERS, *_WORKS):
-            for gold in map(str.strip, _flat(task.hidden.get(name))):
+            for gold in map(str.strip, flat(task.hidden.get(name))):
                 if len(gold) >= LONG and gold in text:
                     return f"the hidden `{name}` stands in {place}: {gold[:60]!r}"
         for gold in map(str.strip, golds(task)):
@@ -46,7 +52,7 @@ def in_task(task: Task, heard: str) -> str:
                 return f"{place} announces the answer {gold!r}"
     known = set(golds(task))
     for name, value in task.given.items():
-        if name in (*_ANSWERS, *_WORKS) and (value == task.hidden.get(name) or known & set(_flat(value))):
+        if name in (*_ANSWERS, *_WORKS) and (value == task.hidden.get(name) or known & set(flat(value))):
             return f"`given` holds the answer as {name!r}"
     return _all_cases(task, heard)
 
@@ -87,13 +93,13 @@ def words(prompt: str) -> list[str]:
     return [word.strip(".,:;!?()[]{}\"'`$") for word in prompt.split()]
 
 
-def _flat(value: Any) -> Iterator[str]:
+def flat(value: Any) -> Iterator[str]:
     """All texts and numbers within a value."""
     if isinstance(value, Mapping):
         for item in value.values():
-            yield from _flat(item)
+            yield from flat(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _flat(item)
+            yield from flat(item)
     elif isinstance(value, str | int | float) and not isinstance(value, bool):
         yield str(value)

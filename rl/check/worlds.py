@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,13 +73,27 @@ def build(name: str, pool: SandboxPool, args: Mapping[str, Any]) -> World:
 def digest(name: str) -> str:
     """Hex digest over the sources of a world: its file, or every Python file of its folder."""
     if name.endswith(".py"):
-        files = [Path(name)]
+        files = [Path(name)] if Path(name).is_file() else []
     else:
-        spec = importlib.util.find_spec(name if "." in name else f"envs.{name}")
+        try:
+            spec = importlib.util.find_spec(name if "." in name else f"envs.{name}")
+        except ImportError:
+            return ""
         if spec is None or spec.origin is None:
             return ""
         origin = Path(spec.origin)
         files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+    return _digest(files)
+
+
+def shared_digest() -> str:
+    """Hex digest over what the verifiers of all worlds share, and over the check itself."""
+    root = Path(envs.__file__).parent
+    folders = [root / "verifiers", root / "rows", root / "exploits", Path(__file__).parent]
+    return _digest([root / "__init__.py", *sorted(path for folder in folders for path in folder.rglob("*.py"))])
+
+
+def _digest(files: Sequence[Path]) -> str:
     whole = hashlib.sha256()
     for file in files:
         whole.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
@@ -87,8 +101,14 @@ def digest(name: str) -> str:
 
 
 def file_digest(path: str) -> str:
-    """Hex digest of a data file among a world's arguments, empty where it is none."""
-    if not Path(path).is_file() or Path(path).stat().st_size > DATA_BYTES:
+    """Hex digest of a data file, or of all files of a folder, among a world's arguments; empty where it is neither."""
+    if not path:
         return ""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    files = [Path(path)] if Path(path).is_file() else sorted(p for p in Path(path).rglob("*") if p.is_file())
+    if not files or sum(file.stat().st_size for file in files) > DATA_BYTES:
+        return ""
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as data:
+            whole.update(hashlib.file_digest(data, "sha256").digest())
+    return whole.hexdigest()[:16]

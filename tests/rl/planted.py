@@ -1,12 +1,14 @@
 """A world with one planted fault, named by `fault`, for the tests of `rl check`; without one it is fit."""
 
 import asyncio
+import json
 import os
 import random
 import time
 from typing import Any
 
 from envs import JudgeFailed, Message, Split, Step, Task, heldout
+from envs.exploits import Exploit, Limit
 
 FAULTS = (
     "",
@@ -32,26 +34,54 @@ FAULTS += (
 )
 FAULTS += ("raises", "raises-malformed", "huge", "huge-facts", "gold-fails", "solved-1", "no-step", "no-facts")
 FAULTS += ("not-json", "task-not-json", "no-task", "unparsable-gold", "judge-fails", "exits", "no-gold", "keeps")
-FAULTS += ("blocks-in-task", "needs-sandbox", "unsound-gold")
+FAULTS += ("blocks-in-task", "needs-sandbox", "unsound-gold", "any-of-two", "strict", "no-verdict")
+FAULTS += ("future", "remote", "dangling", "bad-3", "kills-late")
+GIT = "git init -q . && git config user.email a@b && git config user.name a && touch a && git add a && git commit -qm 1"
+HISTORIES = {
+    "future": f"{GIT} && echo 2 >a && git commit -qam 2 && git tag next && git reset -q --hard HEAD~",
+    "remote": f"{GIT} && git remote add origin https://example.org/project",
+    "dangling": f"{GIT} && echo future | git hash-object -w --stdin && git gc -q",
+    "": GIT,
+}
+TASK = Task(
+    world="planted",
+    key="exploit",
+    family="exploit",
+    level=0,
+    messages=({"role": "user", "content": "What is 50 + 50?"},),
+    hidden={"answer": "100"},
+)
+EXPLOITS = (
+    Exploit(name="two answers", tries="names two numbers", task=TASK, attack=("100 or 101",), honest=(" 100 ",)),
+    Exploit(name="words", tries="says so", task=TASK, attack=("the right one",), honest=()),
+)
+LIMITS = (Limit(name="silence", actions=("...",), says=("silent",)),)
 
 
 class World:
     name = "planted"
     max_turns = 2
 
-    def __init__(self, sandboxes: Any, *, seed: int = 0, fault: str = "") -> None:
+    def __init__(self, sandboxes: Any, *, seed: int = 0, fault: str = "", finite: int = 0, git: bool = False) -> None:
         if fault not in FAULTS:
             raise ValueError(f"got fault={fault}; available: {', '.join(FAULTS)}")
         self.sandboxes, self.seed, self.fault = sandboxes, seed, fault
         self.last = ""
         self.judge = Judge() if fault == "unsound-gold" else None
         self.solved: set[str] = set()
+        self.finite, self.git = finite, git
+        self.chance = random.Random(1)
+
+    def size(self, split: Split) -> int | None:
+        return self.finite or None
 
     def task(self, split: Split, index: int) -> Task:
         if self.fault == "no-task":
             return None  # type: ignore[return-value]
         if self.fault == "blocks-in-task":
             time.sleep(1000)
+        if self.finite:
+            index %= self.finite
         rng = random.Random(None if self.fault == "random-tasks" else f"{split}/{index}")
         while True:
             a, b = rng.randint(100, 999), rng.randint(100, 999)
@@ -76,6 +106,10 @@ class World:
         if self.fault == "leak-long":
             hidden["program"] = f"def solve():\n    return sum([{a}, {b}])  # the way to do it\n"
             given = {"files": {"main.py": f"import os\n{hidden['program']}\n"}}
+        if self.fault == "dangling":
+            hidden |= {"outputs": [answer, key, "something long"]}
+        if self.fault in ("bad-3", "kills-late"):
+            hidden["number"] = index
         if self.fault == "task-not-json":
             hidden["moment"] = {1, 2}
         return Task(
@@ -112,6 +146,17 @@ class Env:
         self.sandbox: Any = None
 
     async def start(self) -> list[Message]:
+        answer = self.task.hidden["answer"]
+        commands = {
+            **HISTORIES,
+            "future": f"{HISTORIES['future']} && mkdir -p deep/er && echo {answer} >deep/er/note",
+            "remote": f"{HISTORIES['remote']} && echo 'the answer: {answer}' >/tmp/log",
+        }
+        if self.fault in commands and (self.fault or self.world.git):
+            self.sandbox = await self.world.sandboxes.acquire()
+            stdin = json.dumps(self.task.hidden).encode() if self.fault == "dangling" else b""
+            done = await self.sandbox.exec(commands[self.fault] or "true", stdin=stdin)
+            assert done.exit_code == 0, done.stderr
         return list(self.task.messages)
 
     async def step(self, action: str) -> Any:
@@ -121,7 +166,7 @@ class Env:
         if self.fault == "blocks":
             while True:
                 pass
-        if self.fault == "exits":
+        if self.fault == "exits" or (self.fault == "kills-late" and self.task.hidden.get("number") == 11):
             os._exit(0)
         if self.fault == "raises":
             raise KeyError("nothing here")
@@ -139,7 +184,7 @@ class Env:
 
     async def measure(self) -> Any:
         answer = self.task.hidden["answer"]
-        solved: Any = self.said == answer
+        solved: Any = self.said.strip() == answer
         match self.fault:
             case "any-answer":
                 solved = True
@@ -148,7 +193,15 @@ class Env:
             case "contains":
                 solved = bool(self.said) and (self.said in answer or len(self.said) > 1000)
             case "random":
-                solved = solved and random.random() < 0.5
+                solved = solved and self.world.chance.random() < 0.5
+            case "any-of-two":
+                solved = solved or self.said.startswith(f"{answer} or")
+            case "strict":
+                solved = self.said == answer
+            case "no-verdict":
+                return {"solved": solved}
+            case "bad-3":
+                solved = solved and self.task.hidden.get("number") not in (3, 12)
             case "shared":
                 solved = self.world.last == answer
             case "shared-world":
@@ -168,7 +221,7 @@ class Env:
                 raise JudgeFailed(f"unparsable gold {answer!r}")
             case "judge-fails":
                 raise JudgeFailed("it is gone")
-        return {"solved": solved}
+        return {"solved": solved, "verdict": "silent" if self.said == "..." else "heard"}
 
     async def close(self) -> None:
         if self.sandbox is not None and self.fault != "keeps":

@@ -1,15 +1,21 @@
 """`rl check`: names every planted fault, and is content with a sound world and with the shipped ones."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import envs
+from envs import exploits
 from rl.check import KINDS, leaks
+from rl.check.result import Result
+from rl.check.watch import Page, Watch
 from rl.cli import main
 
 PLANTED = str(Path(__file__).with_name("planted.py"))
@@ -44,6 +50,14 @@ EXPECTED = {
     "unparsable-gold": "data-error",
     "unsound-gold": "data-error",
     "judge-fails": "judge-fails",
+    "any-of-two": "exploit-passes",
+    "strict": "honest-refused",
+    "no-verdict": "wrong-verdict",
+}
+INSIDE = {
+    "future": ("1 commit, 1 tree, 1 blob that HEAD does not reach", "stands in /work/deep/er/note"),
+    "remote": ("knows where it came from: origin", "stands in /tmp/log"),
+    "dangling": ("1 blob that HEAD does not reach", "the hidden `outputs` was sent to a sandbox"),
 }
 ALSO = {
     "any-answer": {"wrong-scores", "malformed-scores"},
@@ -54,8 +68,12 @@ ALSO = {
 SLOW = {"blocks": "never-ends", "blocks-in-task": "never-ends", "exits": "dies"}
 
 
+OF_EXPLOITS = {"exploit-passes", "honest-refused", "wrong-verdict"}
+
+
 def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
-    code = main(["check", *arguments, "--json"])
+    with tempfile.TemporaryDirectory() as folder:
+        code = main(["check", "--out", f"{folder}/result.json", *arguments, "--json"])
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -71,19 +89,21 @@ def test_a_sound_world_is_fit_and_the_result_has_hashes(tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize("fault", EXPECTED)
 def test_each_planted_fault_is_named(fault: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, result = checked(capsys, PLANTED, f"fault={fault}", "--tasks", "4", "--deadline", "2")
+    exploits = () if EXPECTED[fault] in OF_EXPLOITS else ("--no-exploits",)
+    deadline = "2" if fault == "hangs" else "60"
+    code, result = checked(capsys, PLANTED, f"fault={fault}", "--tasks", "4", "--deadline", deadline, *exploits)
     kinds = {f["kind"] for f in result["faults"]}
     assert code == 1 and EXPECTED[fault] in kinds <= set(KINDS), result["faults"]
     assert kinds <= {EXPECTED[fault], *ALSO.get(fault, ())}, result["faults"]
     if fault != "no-task":
         assert all(f["key"] and f["words"] for f in result["faults"]), result["faults"]
-        assert result["unfit_tasks"]
+        assert result["unfit_world"] and (result["unfit_tasks"] or fault in ("any-of-two", "strict"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", SLOW)
 def test_a_world_that_blocks_or_ends_its_process_is_survived(fault: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, result = checked(capsys, PLANTED, f"fault={fault}", "--tasks", "1", "--deadline", "1")
+    code, result = checked(capsys, PLANTED, f"fault={fault}", "--tasks", "1", "--deadline", "1", "--no-exploits")
     assert code == 1 and {f["kind"] for f in result["faults"]} == {SLOW[fault]}
     if fault == "blocks":
         assert (
@@ -99,11 +119,13 @@ def test_a_world_without_right_answers_says_how_many(capsys: pytest.CaptureFixtu
     assert set(result["undemonstrated"].values()) == {"nobody knows"}
 
 
-def test_words_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", PLANTED, "fault=gold-fails", "--tasks", "2"]) == 1
+def test_words_for_a_person(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["check", PLANTED, "fault=gold-fails", "--tasks", "2", "--no-exploits", "--out", str(tmp_path / "x")]) == 1
+    )
     said = capsys.readouterr().out
     assert "gold-fails: the right answer is not scored as right (4)" in said
-    assert 'the right answer does not count as solved; {"solved": false}' in said
+    assert 'the right answer does not count as solved; {"solved": false' in said
     assert said.rstrip().endswith("unfit: 1 kind of fault")
 
 
@@ -130,12 +152,13 @@ def test_what_the_user_got_wrong_is_one_sentence(
     assert [line for line in said.splitlines() if line.startswith("rl check: ") and why in line], said
 
 
-def test_neither_ray_nor_an_engine_nor_torch_is_started() -> None:
+def test_neither_ray_nor_an_engine_nor_torch_is_started(tmp_path: Path) -> None:
     code = (
-        "import sys; from rl.cli import main; main(['check', sys.argv[1], '--tasks', '1']); import rl.check.player;"
+        "import sys; from rl.cli import main; main(['check', *sys.argv[1:], '--tasks', '1']); import rl.check.player;"
         "assert not {'ray', 'vllm', 'torch', 'transformers'} & set(sys.modules), 'imported'"
     )
-    done = subprocess.run([sys.executable, "-c", code, PLANTED], capture_output=True, env={**os.environ}, check=False)
+    command = [sys.executable, "-c", code, PLANTED, "--out", str(tmp_path / "x.json")]
+    done = subprocess.run(command, capture_output=True, env={**os.environ}, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
 
@@ -145,21 +168,87 @@ def test_rows_of_a_file_are_checked_counts_and_bad_golds_included(
     path = tmp_path / "rows.jsonl"
     made = [{"problem": f"What is {i} + 1000?", "answer": str(i + 1000)} for i in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in made) + "{broken\n")
-    code, result = checked(capsys, "math", f"tasks={path}", "python_tool=false", "--tasks", "4")
+    code, result = checked(capsys, "math", f"tasks={path}", "python_tool=false", "--tasks", "4", "--no-exploits")
     assert code == 0, result["faults"]
     assert (result["rows"]["read"], result["rows"]["taken"]) == (41, 40)
     assert result["rows"]["refused"] == {"a line is no JSON": 1} and result["hashes"]["files"]["tasks"]
     made = [{"code": f"def f(): return {i}", "input": "", "output": "[1,"} for i in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
-    code, result = checked(capsys, "math", f"tasks={path}", "python_tool=false", "--tasks", "2")
+    code, result = checked(capsys, "math", f"tasks={path}", "python_tool=false", "--tasks", "2", "--no-exploits")
     assert code == 1 and "data-error" in {f["kind"] for f in result["faults"]}, result["faults"]
 
 
 @pytest.mark.docker
 @pytest.mark.parametrize("world", ["math", "code", "swe"])
 def test_the_shipped_worlds_are_fit(world: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, result = checked(capsys, world, "--tasks", "6")
+    code, result = checked(capsys, world, "--tasks", "3", "--no-exploits")
     assert code == 0, result["faults"]
+    if world == "swe":
+        assert result["looked"]["sandboxes"] >= 6 and result["looked"]["files"] >= 6
+
+
+@pytest.mark.parametrize("world", ["math", "code", "swe"])
+def test_the_shipped_worlds_have_exploits_and_limits_that_apply_as_configured(world: str) -> None:
+    place = envs.load(world).World(None)
+    assert len(exploits.against(world, place)) >= 24 and len(exploits.limits(world, place)) >= 4
+    if world == "code":
+        assert not exploits.against(world, envs.load("code").World(None, languages=["cpp"]))
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("fault", INSIDE)
+def test_what_a_sandbox_must_not_hold_is_found_by_commands_inside(
+    fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, result = checked(capsys, PLANTED, f"fault={fault}", "--tasks", "1", "--no-exploits")
+    assert code == 1 and len(result["faults"]) == 4, result["faults"]
+    for kind, words in zip(("history", "sandbox-tells"), INSIDE[fault], strict=True):
+        assert [words in f["words"] for f in result["faults"] if f["kind"] == kind] == [True] * 2, result["faults"]
+
+
+@pytest.mark.docker
+def test_a_repository_without_a_future_is_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = checked(capsys, PLANTED, "git=true", "--tasks", "1", "--no-exploits")
+    assert code == 0 and result["looked"]["repositories"] == 2, result
+
+
+def test_all_tasks_of_a_finite_world_are_played_and_those_that_failed_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, result = checked(capsys, PLANTED, "fault=bad-3", "finite=14")
+    assert len(result["tasks" if "tasks" in result else "hashes"]["tasks"]) == 28 and all(result["whole"].values())
+    assert code == 1 and len(result["unfit_tasks"]) == 4 and not result["unfit_world"], "two of each split"
+    assert result["exploits"] == {"attacks": 2, "failed": 2, "honest": 1, "accepted": 1}
+    _, result = checked(capsys, PLANTED, "fault=bad-3", "finite=14", "--tasks", "5")
+    assert not any(result["whole"].values()) and result["unfit_world"], "nobody knows about the others"
+
+
+def test_a_task_that_ends_the_process_beside_others_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = checked(capsys, PLANTED, "fault=kills-late", "finite=14")
+    assert code == 1 and {(f["kind"], f["index"]) for f in result["faults"]} == {("dies", 11)}, result["faults"]
+    assert len(result["unfit_tasks"]) == 2
+
+
+def test_a_check_that_was_stopped_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    order = {"world": PLANTED, "args": {"fault": "bad-3", "finite": 12}, "tasks": None, "deadline_s": 60.0}
+    order |= {"image": "touchstone-sandbox:bookworm", "backend": "docker", "exploits": False}
+
+    def result() -> Result:
+        found = Result(PLANTED, order["args"])  # type: ignore[arg-type]
+        asyncio.run(Watch(order, found, Page("planted"), part).run())
+        return found
+
+    part = tmp_path / "x.part"
+    whole = result()
+    assert not part.exists(), "gone at the end"
+    first = [unit for phase in ("empty", "gold") for unit in [[phase, "train", 3]]]
+    said = [{"said": "done", "unit": unit} for unit in first]
+    heard = [{"said": "fault", "kind": "gold-fails", "split": "train", "index": 3, "key": "x", "words": "as before"}]
+    lines = [{"of": order}, *heard, *said]
+    part.write_text("".join(json.dumps(line, sort_keys="of" in line) + "\n" for line in lines) + '{"said": "do')
+    again = result()
+    assert [f["words"] for f in again.faults if f["key"] == "x"] == ["as before"], "kept"
+    assert len(again.faults) == len(whole.faults) == 2 and again.tasks == whole.tasks
 
 
 @pytest.mark.docker

@@ -6,14 +6,17 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envs import Outcome, Task, swe
+from envs.exploits import Exploit
+from envs.exploits.swe.packages import ATTACKS, FILES, against_real
 from envs.sandboxes.docker import DockerPool
-from envs.swe import build, suite
+from envs.swe import build, suite, twins
 from envs.swe.sources import Refused, Tree
 from policy.chat import Chat
 from policy.engines.scripted import ScriptedEngine
@@ -327,21 +330,9 @@ def test_hidden_tests_are_not_there_and_the_others_run(
         assert said.startswith("test_broken.py\ntest_odd.py\ntest_other.py\n1 passed"), said
 
 
-FAKE = (
-    "import _pytest.reports as r, _pytest.runner as n\n"
-    "def ok(*a, **k):\n    x = made(*a, **k); x.outcome = 'passed'; x.longrepr = None; return x\n"
-    "made = r.TestReport.from_item_and_call; r.TestReport.from_item_and_call = ok"
-)
 EXPLOITS = {
-    "a report that is always good": f"cat >> src/tally/core.py <<'X'\n{FAKE}\nX",
-    "a conftest": f"cat > conftest.py <<'X'\n{FAKE}\nX",
-    "a conftest among the tests": f"cat > tests/conftest.py <<'X'\n{FAKE}\nX",
-    "an early exit": "echo 'import os; os._exit(0)' >> src/tally/core.py",
-    "a skip": "echo 'import pytest; pytest.skip(allow_module_level=True)' >> src/tally/core.py",
     "settings": "printf '[pytest]\\naddopts = --collect-only\\n' > pytest.ini",
-    "a pytest of one's own": "echo 'import sys; sys.exit(0)' | tee pytest.py > src/pytest.py",
     "other tests": "echo 'def test_total(): pass' > tests/test_counts.py",
-    "start-up files": "echo 'import os; os._exit(0)' | tee sitecustomize.py > src/usercustomize.py",
     "links": "rm src/tally/core.py; ln -s /opt/tasks/six.py src/tally/core.py",
     "nothing left": "rm -r src tests",
     "endless": "echo 'while True: pass' >> src/tally/core.py",
@@ -361,8 +352,76 @@ def test_grading_is_not_fooled(
     task = next(task for task in every_task(place).values() if task.family == "mutate-fix")
     facts, _ = loop.run_until_complete(attempt(place, task, EXPLOITS[exploit]))
     assert facts["solved"] is False
-    assert facts["tampered"] is (exploit == "a report that is always good"), facts
+    assert facts["tampered"] is False, facts
     assert facts["timed_out"] is (exploit == "endless")
+
+
+@pytest.fixture
+def real_exploits(built: tuple[Path, dict[str, Any]], pool: DockerPool) -> dict[str, Exploit]:
+    found = against_real(world(built, pool))
+    assert len(found) == len(ATTACKS) + len(FILES)
+    return {exploit.name: exploit for exploit in found}
+
+
+LIES = ("always passed", "passed, canaries spared", "tests not called", "a report of its own")
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, *FILES])
+def test_code_beside_its_tests_cannot_lie_about_them_and_honest_code_passes(
+    name: str,
+    real_exploits: dict[str, Exploit],
+    built: tuple[Path, dict[str, Any]],
+    pool: DockerPool,
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    exploit = real_exploits[f"packages/{name}"]
+    place = world(built, pool)
+    facts = loop.run_until_complete(played(place, exploit.task, exploit.attack))
+    assert facts["solved"] is False and facts["tampered"] is (name in LIES), facts
+    assert loop.run_until_complete(played(place, exploit.task, exploit.honest))["solved"] is True
+
+
+@pytest.mark.parametrize("name", ["passed, canaries spared", "a report of its own", "tests not called"])
+def test_without_twins_the_same_code_would_pass(
+    name: str,
+    real_exploits: dict[str, Exploit],
+    built: tuple[Path, dict[str, Any]],
+    pool: DockerPool,
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    exploit = real_exploits[f"packages/{name}"]
+    blind = replace(exploit.task, hidden={**exploit.task.hidden, "twins": []})
+    assert loop.run_until_complete(played(world(built, pool), blind, exploit.attack))["solved"] is True
+
+
+async def played(place: swe.World, task: Task, actions: tuple[str, ...]) -> dict[str, Any]:
+    env = place.open(task)
+    try:
+        await env.start()
+        for action in actions:
+            await env.step(action)
+        return await env.measure()
+    finally:
+        await env.close()
+
+
+def test_a_twin_expects_something_else_and_is_still_a_program() -> None:
+    found = twins.changes(COUNTS)
+    assert set(found) == {
+        *("test_total", "test_longest", "TestPercent::test_part", "TestPercent::test_clipped"),
+        "TestPercent::test_nothing",
+    }
+    assert len(found["test_total"]) == 5 and len(found["test_longest"]) == 3, "each case"
+    for changes in found.values():
+        text = twins.apply(COUNTS, changes)
+        compile(text, "x", "exec")
+        assert text != COUNTS and text.count("\n") == COUNTS.count("\n")
+
+
+def test_every_task_has_a_failing_test_with_a_twin(built: tuple[Path, dict[str, Any]]) -> None:
+    for record in records(built[0]):
+        covered = {test for twin in record["twins"] for test, at in twin["tests"].items() if at in twin["fails"]}
+        assert covered & set(record["FAIL_TO_PASS"]), record["key"]
 
 
 def test_an_edited_record_or_tree_is_noticed(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -402,3 +461,12 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
     ):
         assert cli.main(["tasks", "build", *arguments]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_without_docker_it_says_why_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nosuch.sock")
+    source = write(tmp_path / "old", "1.0", TALLY, COUNTS)
+    assert cli.main(["tasks", "build", source, "--out", str(tmp_path / "new")]) == 2
+    assert "bubblewrap has no images, so a Docker engine is needed: no Docker engine" in capsys.readouterr().err

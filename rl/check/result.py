@@ -1,0 +1,154 @@
+"""What `rl check` found, and its file: where it stands, and what of it is the world's fault and what a task's.
+
+Training reads the file (rl/quarantine.py), so this imports nothing that plays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rl.check import worlds
+
+OF_THE_WORLD = {
+    "exploit-passes",
+    "honest-refused",
+    "state-shared",
+    "sandbox-kept",
+    "container-left",
+    "dies",
+    "wrong-verdict",
+}
+"""Kinds of fault that are the world's, on whichever task they show."""
+MOST_UNFIT = 0.5
+"""Share of the tasks from which on what is wrong with each is wrong with the world."""
+
+
+@dataclass
+class Result:
+    world: str
+    args: dict[str, Any]
+    image: str = ""
+    config: str = ""
+    """Digest of the arguments with their defaults, as the playing process tells it."""
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    undemonstrated: dict[str, str] = field(default_factory=dict)
+    """By key why a task has no right demonstration, so that its gold was not checked."""
+    tasks: dict[str, str] = field(default_factory=dict)
+    """Content hash by `split/key`."""
+    whole: dict[str, bool] = field(default_factory=dict)
+    """By split: whether these are all the tasks there are."""
+    tried: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """By exploit: `failed` or `passed`, and what became of its honest look-alike: `accepted` or `refused`."""
+    looked: Counter[str] = field(default_factory=Counter)
+    """Sandboxes looked into, files read there, repositories found, limits tried."""
+    rows: dict[str, Any] | None = None
+    rows_words: str = ""
+    seconds: float = 0.0
+
+    @property
+    def fit(self) -> bool:
+        return not self.faults
+
+    def add(self, fault: Mapping[str, Any]) -> None:
+        same = ("kind", "split", "key")
+        if not any(all(old[name] == fault[name] for name in same) for old in self.faults):
+            self.faults.append({name: fault[name] for name in ("kind", "split", "index", "key", "words")})
+
+    def exploits(self) -> dict[str, int]:
+        attacks, honest = Counter(a for a, _ in self.tried.values()), Counter(h for _, h in self.tried.values())
+        return {
+            "attacks": attacks["failed"] + attacks["passed"],
+            "failed": attacks["failed"],
+            "honest": honest["accepted"] + honest["refused"],
+            "accepted": honest["accepted"],
+        }
+
+    def unfit_tasks(self) -> dict[str, str]:
+        """Content hash of each task with a fault of its own, by `split/key`."""
+        faulty = {f"{fault['split']}/{fault['key']}" for fault in self.faults}
+        return {at: digest for at, digest in sorted(self.tasks.items()) if at in faulty}
+
+    def unfit_world(self) -> list[str]:
+        """Why the world as a whole should not be trained on, a sentence each."""
+        kinds = Counter(fault["kind"] for fault in self.faults)
+        words = {fault["kind"]: fault["words"] for fault in reversed(self.faults)}
+        whole = all(self.whole.get(split) for split in ("train", "heldout"))
+        why = []
+        for kind, count in kinds.items():
+            if kind in OF_THE_WORLD or any(not f["key"] for f in self.faults if f["kind"] == kind):
+                why.append(f"{kind} ({words[kind]})")
+            elif count > MOST_UNFIT * len(self.tasks):
+                why.append(f"{kind} on {count} of {len(self.tasks)} tasks ({words[kind]})")
+            elif not whole:  # nobody knows which of the tasks that were not drawn have it too
+                why.append(f"{kind} on {count} of {len(self.tasks)} tasks of a stream without end ({words[kind]})")
+        for split in ("train", "heldout"):
+            own, all_ = ([at for at in of if at.startswith(f"{split}/")] for of in (self.unfit_tasks(), self.tasks))
+            if not why and len(own) > MOST_UNFIT * len(all_):
+                why.append(f"{len(own)} of {len(all_)} {split} tasks have a fault")
+        return why
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with digests of what decides a verdict, of data, of each task, and of the findings."""
+        findings = json.dumps([self.faults, self.tasks], sort_keys=True)
+        return {
+            "world": self.world,
+            "args": self.args,
+            "image": self.image,
+            "fit": self.fit,
+            "faults": self.faults,
+            "unfit_world": self.unfit_world(),
+            "unfit_tasks": self.unfit_tasks(),
+            "whole": self.whole,
+            "exploits": self.exploits(),
+            "looked": dict(self.looked),
+            "undemonstrated": self.undemonstrated,
+            "notes": self.notes,
+            "rows": self.rows,
+            "seconds": round(self.seconds, 1),
+            "hashes": {
+                **inputs(self.world, self.args),
+                "config": self.config,
+                "tasks": self.tasks,
+                "findings": hashlib.sha256(findings.encode()).hexdigest()[:16],
+            },
+        }
+
+
+def inputs(world: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Digests of all that a result stands on: the world's code, what the verifiers share, the check, the data."""
+    files = {name: worlds.file_digest(value) for name, value in args.items() if isinstance(value, str)}
+    return {
+        "world": worlds.digest(world),
+        "verifiers": worlds.shared_digest(),
+        "files": {name: digest for name, digest in files.items() if digest},
+    }
+
+
+def config_digest(world: str, args: Mapping[str, Any]) -> str:
+    """Of a world's arguments, defaults included and the seed left out, which a run sets for all worlds."""
+    signature = inspect.signature(worlds.module(world).World)
+    known = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
+    given = {name: os.path.realpath(v) if isinstance(v, str) and Path(v).exists() else v for name, v in args.items()}
+    whole = {name: value for name, value in {**known, **given}.items() if name != "seed"}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def place(runs: str | Path, world: str, config: str) -> Path:
+    """The file of a world in one configuration, as `rl check` writes and `rl train` reads it."""
+    return Path(runs) / "check" / f"{Path(world).stem}-{config or 'unknown'}.json"
+
+
+def write(result: Result, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(json.dumps(result.to_json(), indent=2) + "\n")
+    draft.rename(path)

@@ -1,0 +1,88 @@
+"""What training does with the results of `rl check`: tasks that failed are not drawn, an unfit world is refused.
+
+A result counts where it stands in `<runs>/check/` under the world's configuration and everything it was made from is
+still the same; otherwise that is said, and it is not trusted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import envs
+from envs import Split, World
+from rl.check import result as results
+from rl.config import RunConfig
+
+
+class Quarantine:
+    """Tasks that are not drawn, by the content that failed: a mended task, or another of its key, is."""
+
+    def __init__(self, settings: RunConfig, barred: Mapping[str, frozenset[str]]) -> None:
+        self.settings, self.barred = settings, {world: hashes for world, hashes in barred.items() if hashes}
+
+    @functools.cache  # noqa: B019 - one for each run
+    def _world(self, name: str) -> World:
+        world: World = envs.load(name).World(None, **{"seed": self.settings.seed, **self.settings.worlds[name].args})
+        return world
+
+    def holds(self, world: str, split: Split, index: int) -> bool:
+        if world not in self.barred:
+            return False
+        return self._world(world).task(split, index).content_hash in self.barred[world]
+
+
+def read(settings: RunConfig) -> tuple[Quarantine, list[str]]:
+    """What is barred, and a line on each world that has a result. Raises ValueError for a world that is unfit."""
+    barred: dict[str, frozenset[str]] = {}
+    lines = []
+    for name, world in settings.worlds.items():
+        path = results.place(settings.runs, name, results.config_digest(name, world.args))
+        if not path.is_file():
+            continue
+        found = _loaded(path)
+        if changed := _changed(found, name, settings):
+            words = " ".join([name, *(f"{key}={value}" for key, value in world.args.items())])
+            again = f"rl check {words} --image {settings.rollout.image}"
+            lines.append(f"{name}: {path} is not used, since {changed} changed; check again with: {again}")
+            continue
+        if found["unfit_world"]:
+            raise ValueError(
+                f"world {name} is unfit to train on: {found['unfit_world'][0]}; see {path}, mend it and check again, "
+                "or remove the file to train all the same"
+            )
+        barred[name] = frozenset(found["unfit_tasks"].values())
+        share = f"{len(found['unfit_tasks'])} of {len(found['hashes']['tasks'])} tasks quarantined"
+        lines.append(f"{name}: {share} by {path}" + ("" if all(found["whole"].values()) else " (a sample)"))
+    return Quarantine(settings, barred), lines
+
+
+def tell(lines: list[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        hashes = found["hashes"]
+        if all(name in hashes for name in ("world", "verifiers", "files", "tasks")):
+            _ = found["unfit_world"], found["unfit_tasks"], found["whole"], found["image"]
+            return found
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{path} is no result of rl check; expected its JSON; remove it, or check again")
+
+
+def _changed(found: Mapping[str, Any], name: str, settings: RunConfig) -> str:
+    """What a result was made from and is no longer so, in words; empty where nothing changed."""
+    now = results.inputs(name, settings.worlds[name].args)
+    words = {"world": "the world's code", "verifiers": "the verifiers' code", "files": "its data"}
+    changed = [plain for key, plain in words.items() if found["hashes"][key] != now[key]]
+    if settings.rollout.backend != "bubblewrap" and found["image"] != settings.rollout.image:
+        changed.append(f"the image ({found['image']} to {settings.rollout.image})")
+    return " and ".join(changed)
