@@ -40,33 +40,6 @@ def digest(blob: bytes) -> str:
     return hashlib.sha256(blob).hexdigest()
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Swapped:
-    """A verified swap of one engine. The largest of several is that with the longest pause."""
-
-    pause_s: float
-    """For which no request was served."""
-    seconds: float = 0.0
-    """From the arrival of the bytes to the verdict."""
-    bytes: int = 0
-    read_back: float = 0.0
-    """Share of the bytes read from the engine's model after loading, and found equal; a canary vouches for the rest."""
-    canary_gap: float = 0.0
-    """Largest difference of log-probabilities on the canary, in nats."""
-
-    def row(self, publish_s: float) -> dict[str, float]:
-        """Figures of a whole publish, from the learner's state to the last engine's verdict."""
-        return {
-            "pause_s": self.pause_s,
-            "publish_s": publish_s,
-            "bytes": self.bytes,
-            "bytes_per_s": self.bytes / publish_s if publish_s else 0.0,
-            "overlap": 1 - min(1.0, self.pause_s / publish_s) if publish_s else 0.0,
-            "read_back": self.read_back,
-            "canary_gap": self.canary_gap,
-        }
-
-
 def read_back(sent: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> tuple[int, list[str]]:
     """Bytes of `sent` that an engine's parameters hold unchanged, and the names of those that it holds otherwise.
 

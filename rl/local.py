@@ -12,8 +12,8 @@ from pathlib import Path
 
 from envs import Split, World
 from policy.chat import Chat
-from policy.engines import Canary, Engine
-from policy.weights import Swapped, Weights
+from policy.engines import Canary, Engine, Swapped
+from policy.weights import Weights
 from rl import rollout, selftest
 from rl.config import RunConfig
 from rl.learner import Learner

@@ -23,8 +23,8 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 import envs
 from envs import MachineryError, Split, sandboxes
 from policy import engines
-from policy.engines import Canary, Completion, EngineDied, EngineError, EngineLost, Sampling
-from policy.weights import Swapped, Weights
+from policy.engines import Canary, Completion, EngineDied, EngineError, EngineLost, Sampling, Swapped
+from policy.weights import Weights
 from rl import rollout, selftest, stages
 from rl.config import RunConfig
 from rl.firewall import ActorDied, LearnerDied, post_mortem

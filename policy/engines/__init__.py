@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
 
-from policy.weights import Swapped
-
 
 class EngineError(Exception):
     pass
@@ -67,6 +65,33 @@ class Canary:
     ids: Sequence[int]
     logprobs: Sequence[float]
     tolerance: float = 1e-3
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Swapped:
+    """A verified swap of one engine. The largest of several is that with the longest pause."""
+
+    pause_s: float
+    """For which no request was served."""
+    seconds: float = 0.0
+    """From the arrival of the bytes to the verdict."""
+    bytes: int = 0
+    read_back: float = 0.0
+    """Share of the bytes read from the engine's model after loading, and found equal; a canary vouches for the rest."""
+    canary_gap: float = 0.0
+    """Largest difference of log-probabilities on the canary, in nats."""
+
+    def row(self, publish_s: float) -> dict[str, float]:
+        """Figures of a whole publish, from the learner's state to the last engine's verdict."""
+        return {
+            "pause_s": self.pause_s,
+            "publish_s": publish_s,
+            "bytes": self.bytes,
+            "bytes_per_s": self.bytes / publish_s if publish_s else 0.0,
+            "overlap": 1 - min(1.0, self.pause_s / publish_s) if publish_s else 0.0,
+            "read_back": self.read_back,
+            "canary_gap": self.canary_gap,
+        }
 
 
 class Sampler(Protocol):

@@ -13,8 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from policy.engines import Canary, Completion, Sampling
-from policy.weights import Swapped
+from policy.engines import Canary, Completion, Sampling, Swapped
 
 DIGITS = 10
 """The engine that `start` makes says one of so many answers, boxed."""

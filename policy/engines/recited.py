@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from policy.chat import Chat
-from policy.engines import Canary, Completion, Sampling
+from policy.engines import Canary, Completion, Sampling, Swapped
 from policy.engines.scripted import LOGPROB
-from policy.weights import Swapped
 
 
 async def start(path: str, *, args: dict[str, Any] | None = None, **_: Any) -> RecitedEngine:

@@ -11,8 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from policy.engines import Canary, Completion, Sampling
-from policy.weights import Swapped
+from policy.engines import Canary, Completion, Sampling, Swapped
 
 LOGPROB = -0.5
 """Of every token that it says."""

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from safetensors.torch import load
 
-from policy.engines import Canary, Completion, EngineDied, EngineLost, Sampling, SwapFailed
-from policy.weights import Swapped, digest, read_back
+from policy.engines import Canary, Completion, EngineDied, EngineLost, Sampling, SwapFailed, Swapped
+from policy.weights import digest, read_back
 
 CANARY_TIMEOUT_S = 60.0
 _WHOLE_PROMPTS = {"enable_chunked_prefill": False}

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from policy.weights import Swapped, Weights, read_back
+from policy.engines import Swapped
+from policy.weights import Weights, read_back
 
 
 def sent() -> dict[str, torch.Tensor]:

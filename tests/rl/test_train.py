@@ -10,8 +10,8 @@ import pytest
 
 import envs
 from envs import Episode, Outcome, Task
+from policy.engines import Swapped
 from policy.engines.scripted import ScriptedEngine
-from policy.weights import Swapped
 from rewards import Score
 from rl import buffer, config
 from rl.live import Page
