@@ -3,6 +3,8 @@
 Code under test runs in one process with its tests and can claim of each what it likes. So it is asked twice, in
 sandboxes that know nothing of each other: a coin decides in which of the two a test function stands as it is, and in
 which as its twin. Mended code passes the one and fails the other by itself; a liar has to know the right result.
+Where what is expected is a literal, its twin looks as likely; where not, the twin says the opposite (`!=`), which a
+liar who reads the tests could recognise.
 
     found = changes(source)                       # by function, e.g. `TestPercent::test_part`
     await verified(pool, tree, suite)             # those that fail, on the source as it is, and where

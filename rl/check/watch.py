@@ -44,7 +44,22 @@ class Watch:
         self.silence_s = 2 * order["deadline_s"] + 5.0
 
     async def run(self) -> None:
-        self._go_on()
+        """To the end. What was heard stays on the disk only where somebody stops it."""
+        try:
+            self._go_on()
+            await self._to_the_end()
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            self._forget()
+            raise
+        self._forget()
+
+    def _forget(self) -> None:
+        if self.part is not None:
+            self.part.unlink(missing_ok=True)
+
+    async def _to_the_end(self) -> None:
         deaths = 0
         for _ in range(3 * MAX_DEATHS):
             with tempfile.TemporaryFile() as errors:
@@ -65,8 +80,6 @@ class Watch:
             self.busy = {}
         else:
             self._stopped_early()
-        if self.part is not None:
-            self.part.unlink(missing_ok=True)
 
     def _stopped_early(self) -> None:
         self.result.notes.append("stopped, since the playing process was lost again and again; there may be more")
