@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -128,11 +129,20 @@ class RolloutWorker:
 
 
 class LearnerWorker:
-    """The learner's process."""
+    """One rank of the learner. What all ranks take part in is called on all of them, in the same order."""
 
-    def __init__(self, config: RunConfig, model: str, checkpoint: str | None, log: Path) -> None:
+    def address(self) -> str:
+        """Where the other ranks find this one: a port that is free now."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def start(
+        self, config: RunConfig, model: str, checkpoint: str | None, log: Path, rank: int = 0, address: str = ""
+    ) -> None:
         _log_to(log)
         from rl.learner import Learner, Settings
+        from rl.ranks import Ranks
 
         settings = config.learner
         self.learner = Learner(
@@ -149,23 +159,24 @@ class LearnerWorker:
                 row_tokens=settings.row_tokens,
                 dtype="bfloat16" if config.policy.dtype == "bfloat16" else "float32",
                 attention=settings.attention,
+                recompute=settings.recompute,
                 threads=settings.threads,
                 seed=config.seed,
-            )
+            ),
+            Ranks(rank, settings.ranks, address),
         )
         if checkpoint is not None:
             self.learner.restore(checkpoint)
         vocabulary = self.learner.model.config.vocab_size
         self.canary_ids = [(7919 * (i + 1)) % vocabulary for i in range(CANARY_TOKENS)]
 
-    def version(self) -> int:
-        return self.learner.version
-
     def step(self, members: Sequence[Member]) -> dict[str, float]:
         return self.learner.step(members)
 
-    def weights(self) -> Weights:
-        return Weights.pack(self.learner.state(), self.learner.version)
+    def weights(self) -> Weights | None:
+        """On the first rank; the others only give it their parts."""
+        state = self.learner.state()
+        return Weights.pack(state, self.learner.version) if self.learner.ranks.first else None
 
     def canary(self) -> Canary:
         tolerance = 1e-3 if self.learner.settings.dtype == "float32" else 0.2
@@ -217,7 +228,7 @@ class Cluster:
         self.config, self.run = config, run
         self.generators: list[Any] = []
         self.workers: list[Any] = []
-        self.learner: Any = None
+        self.learners: list[Any] = []
         self._turn = itertools.count()
 
     async def start(self, model: str, logs: Path, *, learn: bool, checkpoint: str | None = None) -> None:
@@ -250,22 +261,19 @@ class Cluster:
         ]
         self.workers = [actor(RolloutWorker, 1, 0, concurrency=4096) for _ in range(config.rollout.workers)]
         if learn:
-            self.learner = actor(
-                LearnerWorker,
-                config.learner.threads,
-                config.train.learner_gpus,
-                config,
-                model,
-                checkpoint,
-                logs / "learner.log",
-            )
+            self.learners = [
+                actor(LearnerWorker, config.learner.threads, config.train.learner_gpus)
+                for _ in range(config.learner.ranks)
+            ]
         started = [g.start.remote(config, model, logs / f"generator-{i}.log") for i, g in enumerate(self.generators)]
         started += [
             w.start.remote(config, model, self.generators, logs / f"rollout-{i}.log", self.run)
             for i, w in enumerate(self.workers)
         ]
-        if learn:
-            started.append(self.learner.version.remote())
+        address = await self.learners[0].address.remote() if len(self.learners) > 1 else ""
+        for rank, learner in enumerate(self.learners):
+            log = logs / ("learner.log" if rank == 0 else f"learner-{rank}.log")
+            started.append(learner.start.remote(config, model, checkpoint, log, rank, address))
         await asyncio.wait_for(asyncio.gather(*started), START_TIMEOUT_S)
 
     async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
@@ -273,15 +281,21 @@ class Cluster:
         return await worker.play.remote(world, split, index, lease, version, size)
 
     async def step(self, groups: Sequence[Group]) -> dict[str, float]:
-        return await self.learner.step.remote([member for group in groups for member in group.valid])
+        members = ray.put([member for group in groups for member in group.valid])
+        return (await self._on_all_ranks("step", members))[0]
+
+    async def _on_all_ranks(self, method: str, *args: Any) -> list[Any]:
+        """Call every rank before waiting for one: each waits for the others within."""
+        return await asyncio.gather(*(getattr(learner, method).remote(*args) for learner in self.learners))
 
     async def publish(self) -> float:
         """Swap the learner's weights into every engine, verified. Returns the longest pause of one, in seconds."""
-        weights, canary = self.learner.weights.remote(), self.learner.canary.remote()
+        weights, *_ = [learner.weights.remote() for learner in self.learners]
+        canary, *_ = [learner.canary.remote() for learner in self.learners]
         return max(await asyncio.gather(*(g.swap.remote(weights, canary) for g in self.generators)))
 
     async def save(self, folder: Path) -> None:
-        await self.learner.save.remote(folder.resolve())
+        await self._on_all_ranks("save", folder.resolve())
 
     async def close(self) -> None:
         """Close what was started, politely and then not; remove Ray's own files."""
@@ -290,7 +304,7 @@ class Cluster:
             _, late = await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
             if late:
                 logging.getLogger(__name__).warning("%d actors did not close within %g s", len(late), CLOSE_TIMEOUT_S)
-            for actor in (*self.workers, *self.generators, *([self.learner] if self.learner else [])):
+            for actor in (*self.workers, *self.generators, *self.learners):
                 ray.kill(actor)
             ray.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
