@@ -1,18 +1,24 @@
 """The learner as a whole: on-policy ratios, learning, checkpoints, and what must not move."""
 
+import asyncio
 import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState
 
+from benchmarks.learner import count
 from rl.algorithms import load as load_algorithm
 from rl.batch import pack
+from rl.config import LearnerConfig, RunConfig
 from rl.learner import TRAINER_STATE, Learner, Settings
 from rl.ranks import Ranks
 from rl.trajectory import Group, Member
+from rl.workers import Cluster
 from tests.policy.test_model import small_cwm
 from tests.rl.test_batch import member, some_members
 
@@ -220,6 +226,61 @@ def test_two_ranks_are_one_learner(settings: Settings, tmp_path: Path) -> None:
     for name, tensor in alone.state().items():
         torch.testing.assert_close(one.state()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
         torch.testing.assert_close(first["state"][name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_a_cluster_starts_as_many_ranks_as_configured(settings: Settings, tmp_path: Path) -> None:
+    """Two learner processes of Ray's step, publish and save as one; without engines or rollout workers."""
+    config = RunConfig()
+    config.engine.count = config.rollout.workers = 0
+    config.learner = LearnerConfig(ranks=2, row_tokens=64, batch_tokens=64, lr=3e-3)
+    members = some_members(seed=0)
+    group = Group(lease=0, world="w", version=0, members=members)
+
+    async def drive() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        cluster = Cluster(config, "two-ranks")
+        try:
+            await cluster.start(settings.model, tmp_path, learn=True)
+            metrics = await cluster.step([group])
+            first, second = [learner.weights.remote() for learner in cluster.learners]
+            weights, nothing = await first, await second
+            assert nothing is None
+            await cluster.save(tmp_path / "step_1")
+            return metrics, safetensors.torch.load(weights.check())
+        finally:
+            await cluster.close()
+
+    metrics, published = asyncio.run(asyncio.wait_for(drive(), 240))
+    alone = Learner(settings)
+    assert metrics["grad_norm"] == pytest.approx(alone.step(members)["grad_norm"], rel=1e-4)
+    again = Learner(settings)
+    again.restore(tmp_path / "step_1")
+    for name, tensor in alone.state().items():
+        torch.testing.assert_close(published[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+        assert torch.equal(again.state()[name], published[name])
+
+
+def test_memory_of_a_rank_is_its_share_of_the_weights() -> None:
+    """CWM's own 32.58 billion parameters over 64 ranks, counted without memory or a network."""
+    found = count(64)
+    assert found["parameters"] == pytest.approx(32.58e9, rel=1e-3)
+    assert found["of_one_rank"] == pytest.approx(found["parameters"] / 64, rel=1e-2)
+    assert not dist.is_initialized()
+
+
+def test_bfloat16_is_near_float32_and_one_rank_starts_no_process_group(settings: Settings) -> None:
+    high = Learner(settings)
+    expected = high.step(some_members())
+    AcceleratorState._reset_state(True)  # one process has one precision
+    try:
+        low = Learner(replace(settings, dtype="bfloat16"))
+        got = low.step(some_members())
+    finally:
+        AcceleratorState._reset_state(True)
+    assert got["grad_norm"] != expected["grad_norm"]
+    assert got["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in low.state().values())
+    assert not dist.is_initialized()
 
 
 def test_ranks_deal_rows_in_turn_and_say_what_is_wrong() -> None:
