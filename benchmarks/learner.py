@@ -1,11 +1,12 @@
 """The loss of one optimiser step, forward and backward: tokens/s and peak memory, against TRL's own on the same batch.
 
-    python -m benchmarks.learner [--json] [--vocab 32000 128000] [--device cpu] [--sequences 8] [--count 64]
+    python -m benchmarks.learner [--json] [--vocab 32000 128000] [--sequences 8] [--row-tokens 4096] [--count 64]
 
 A CWM-shaped model of 128 hidden units and 4 layers, attempts of 64 to 128 prompt tokens and 16 to 480 sampled ones.
-Ours: packed rows of 4,096 tokens. TRL's: GRPOTrainer's own loss with its chunked head, in padded micro-batches of
-`--sequences`. On both sides float32 on CPU, autocast to bfloat16 on CUDA, torch's scaled-dot-product
-attention, no activation checkpointing, the gradient of the whole batch accumulated, and no optimiser.
+Ours: packed rows of `--row-tokens`, the learner's default. TRL's: GRPOTrainer's own loss with its chunked head, in
+padded micro-batches of `--sequences`, its default and about as many tokens. On both sides float32 on CPU, autocast to
+bfloat16 on CUDA, torch's scaled-dot-product attention, no activation checkpointing, the gradient of the whole batch
+accumulated, and no optimiser.
 
 Each side runs in a process of its own, one after the other. Peak: what the process holds at most (on CUDA: what is
 allocated) during the step, over what it held once the model was loaded. Tokens: those of the attempts, padding left
@@ -81,7 +82,7 @@ def make_model(vocab: int, folder: Path) -> None:
     CwmForCausalLM(config).save_pretrained(folder)
 
 
-def ours(folder: Path, vocab: int, device: str) -> tuple[torch.nn.Module, Callable[[], float]]:
+def ours(folder: Path, vocab: int, device: str, row_tokens: int) -> tuple[torch.nn.Module, Callable[[], float]]:
     """The model, and what adds the gradient of the whole batch to it and returns the loss."""
     from envs import Episode, Outcome, Task
     from policy.model import load, token_logprobs
@@ -98,7 +99,7 @@ def ours(folder: Path, vocab: int, device: str) -> tuple[torch.nn.Module, Callab
         task = Task(world="w", key="k", family="f", level=0, messages=())
         episode = Episode(task=task, messages=[], outcome=Outcome.SOLVED)
         members.append(Member(trajectory, episode, Score(1.0), made["advantage"]))
-    batch = pack(members, ROW_TOKENS)
+    batch = pack(members, row_tokens)
     model = load(folder).to(device)
     algorithm = algorithms.load("grpo", clip_low=CLIP_LOW, clip_high=CLIP_HIGH)
 
@@ -182,11 +183,13 @@ def trl(
     return trainer.model, step
 
 
-def measure(side: str, folder: Path, vocab: int, device: str, sequences: int) -> dict[str, float]:
-    """In a process of its own: two steps, the first to warm up."""
+def measure(side: str, folder: Path, vocab: int, device: str, micro: int) -> dict[str, float]:
+    """In a process of its own: two steps, the first to warm up. `micro` is a micro-batch in our tokens, or TRL's sequences."""
     with tempfile.TemporaryDirectory() as work:
         made = (
-            ours(folder, vocab, device) if side == "touchstone" else trl(folder, vocab, device, sequences, Path(work))
+            ours(folder, vocab, device, micro)
+            if side == "touchstone"
+            else trl(folder, vocab, device, micro, Path(work))
         )
         model, step = made
         gc.collect()
@@ -216,9 +219,9 @@ def held(device: str, *, reset: bool = False) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
-def in_a_child(side: str, folder: Path, vocab: int, device: str, sequences: int) -> dict[str, float]:
+def in_a_child(side: str, folder: Path, vocab: int, device: str, micro: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.learner", "--side", side, "--folder", str(folder), "--device", device]
-    command += ["--vocab", str(vocab), "--sequences", str(sequences)]
+    command += ["--vocab", str(vocab), "--micro", str(micro)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise SystemExit(f"{side} at a vocabulary of {vocab} ended with code {ran.returncode}:\n{ran.stderr[-2000:]}")
@@ -262,9 +265,11 @@ def main() -> int:
     parser.add_argument("--vocab", type=int, nargs="+", default=list(VOCABULARIES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sequences", type=int, default=SEQUENCES, help="of one micro-batch of TRL's")
+    parser.add_argument("--row-tokens", type=int, default=ROW_TOKENS, help="of one micro-batch of ours")
     parser.add_argument("--count", type=int, metavar="RANKS")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--micro", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if ATTEMPTS % args.sequences:
         parser.error(f"got --sequences {args.sequences}; expected a divisor of {ATTEMPTS}")
@@ -272,7 +277,7 @@ def main() -> int:
         print(json.dumps(count(args.count)))
         return 0
     if args.side:
-        print(json.dumps(measure(args.side, args.folder, args.vocab[0], args.device, args.sequences)))
+        print(json.dumps(measure(args.side, args.folder, args.vocab[0], args.device, args.micro)))
         return 0
     if importlib.util.find_spec("trl") is None:
         print("trl is not installed, so there is nothing to compare with; pip install trl", file=sys.stderr)
@@ -281,7 +286,8 @@ def main() -> int:
     for vocab in args.vocab:
         with tempfile.TemporaryDirectory(prefix="touchstone-bench-") as folder:
             make_model(vocab, Path(folder))
-            sides = {name: in_a_child(name, Path(folder), vocab, args.device, args.sequences) for name in SIDES}
+            micro = {"touchstone": args.row_tokens, "trl": args.sequences}
+            sides = {name: in_a_child(name, Path(folder), vocab, args.device, micro[name]) for name in SIDES}
         us, peer = sides["touchstone"], sides["trl"]
         size = f"{vocab // 1000}k"
         found[f"memory_ratio_{size}"] = us["peak_mb"] / peer["peak_mb"]

@@ -245,6 +245,8 @@ def test_a_cluster_starts_as_many_ranks_as_configured(settings: Settings, tmp_pa
             first, second = [learner.weights.remote() for learner in cluster.learners]
             weights, nothing = await first, await second
             assert nothing is None
+            told = [await canary for canary in [learner.canary.remote() for learner in cluster.learners]]
+            assert told[0].logprobs == told[1].logprobs
             await cluster.save(tmp_path / "step_1")
             return metrics, safetensors.torch.load(weights.check())
         finally:
