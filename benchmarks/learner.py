@@ -184,7 +184,7 @@ def trl(
 
 
 def measure(side: str, folder: Path, vocab: int, device: str, micro: int) -> dict[str, float]:
-    """In a process of its own: two steps, the first to warm up. `micro` is a micro-batch in our tokens, or TRL's sequences."""
+    """In a process of its own: two steps, the first to warm up. `micro`: row tokens, or TRL's sequences."""
     with tempfile.TemporaryDirectory() as work:
         made = (
             ours(folder, vocab, device, micro)
