@@ -1,7 +1,7 @@
 """A causal language model as a scorer of packed tokens. Any Hugging Face folder; the same code on CPU and GPU.
 
-`B` rows, `T` tokens of a row, `N` tokens that are scored, `C` of them at a time, `D` hidden size, `H` heads,
-`V` vocabulary. A document is one trajectory within a row; its positions start at 0.
+`B` rows, `T` tokens of a row, `N` tokens that are scored, `D` hidden size, `H` heads, `V` vocabulary; `C` tokens by `W`
+words are one tile of logits (policy/head.py). A document is one trajectory within a row; its positions start at 0.
 
 Attention, by name:
 - `documents` (ours, the default): each document attends within itself, the work grows with the sum of their squared
@@ -12,6 +12,7 @@ Attention, by name:
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from policy.head import score
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DOCUMENTS = "documents"
-HEAD_CHUNK = 1024
-"""Tokens whose logits exist at the same time: 0.5 GB of float32 at a vocabulary of 128 thousand."""
 
 
 def load(path: str | Path, *, dtype: str = "float32", attention: str = DOCUMENTS) -> PreTrainedModel:
@@ -55,40 +57,53 @@ def load(path: str | Path, *, dtype: str = "float32", attention: str = DOCUMENTS
     return model.eval()
 
 
+class Scorer(nn.Module):
+    """`token_logprobs` as a module, so that what shards a module's parameters sees when all of them are needed."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids_BT: Tensor, position_BT: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return token_logprobs(self.model, ids_BT, position_BT, mask_BT)
+
+
+def layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers, the units in which activations are recomputed and weights are sharded.
+
+    Raises ValueError where the architecture does not name them.
+    """
+    found: list[nn.Module] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not found:
+        raise ValueError(
+            f"got {type(model).__name__}, which marks no decoder layers; expected an architecture that does"
+        )
+    return found
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Keep only each layer's input for backward and compute the rest again there: about a third more time."""
+    for layer in layers(model):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+
 def token_logprobs(
     model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor, mask_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of every token given those before it in its document, and the entropy it was drawn from; nats.
 
     Both [B, T] float32, 0.0 where `mask_BT` is False and at position 0, which nothing precedes. The gradient flows
-    through the log-probabilities only. Logits exist for HEAD_CHUNK masked tokens at a time, in forward and backward.
+    through the log-probabilities only. Of the logits of the masked tokens one tile exists at a time (policy/head.py).
     """
     wanted_BT = position_BT > 0
     if mask_BT is not None:
         wanted_BT = wanted_BT & mask_BT
     where_N = wanted_BT.flatten().nonzero().squeeze(1)
     hidden_ND = _hidden(model, ids_BT, position_BT)[where_N - 1]
-    target_N = ids_BT.flatten()[where_N]
-    logprob, entropy = [], []
-    for hidden_CD, target_C in zip(torch.split(hidden_ND, HEAD_CHUNK), torch.split(target_N, HEAD_CHUNK), strict=True):
-        logprob_C, entropy_C = checkpoint(
-            _score, model.get_output_embeddings(), hidden_CD, target_C, use_reentrant=False, preserve_rng_state=False
-        )
-        logprob.append(logprob_C)
-        entropy.append(entropy_C)
-    empty = hidden_ND.new_zeros(ids_BT.numel(), dtype=torch.float32)
-    logprob_BT = empty.index_put((where_N,), torch.cat(logprob)).view(ids_BT.shape)
-    entropy_BT = empty.index_put((where_N,), torch.cat(entropy)).view(ids_BT.shape)
-    return logprob_BT, entropy_BT
-
-
-def _score(head: nn.Module, hidden_CD: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy comes last and saves nothing, so the recomputation in backward stops before it."""
-    logprob_CV = F.log_softmax(head(hidden_CD).float(), dim=-1)
-    logprob_C = logprob_CV.gather(1, target_C[:, None]).squeeze(1)
-    with torch.no_grad():
-        entropy_C = -(logprob_CV.exp() * logprob_CV).sum(dim=-1)
-    return logprob_C, entropy_C
+    head: Any = model.get_output_embeddings()
+    logprob_N, entropy_N = score(hidden_ND, head.weight, head.bias, ids_BT.flatten()[where_N])
+    empty_BT = logprob_N.new_zeros(ids_BT.shape)
+    return empty_BT.masked_scatter(wanted_BT, logprob_N), empty_BT.masked_scatter(wanted_BT, entropy_N)
 
 
 def _hidden(model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor) -> Tensor:

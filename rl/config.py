@@ -86,7 +86,12 @@ class LearnerConfig:
     """Sampled tokens of one optimiser step, and the loss's constant denominator."""
     row_tokens: int = 4096
     attention: str = "documents"
+    recompute: bool = False
+    """Compute the activations of the decoder layers again in backward: less memory, about a third more time."""
+    ranks: int = 1
+    """Processes that share the weights (FSDP2) and the rows of a step, `train.learner_gpus` each."""
     threads: int = 1
+    """CPU threads of one rank."""
 
 
 @dataclass
@@ -130,6 +135,7 @@ class TrainConfig:
     """No token is trained on that a policy more than this many steps old has sampled."""
     checkpoint_every: int = 20
     learner_gpus: float = 0.0
+    """GPUs of one rank of the learner, as Ray counts them."""
     selftest: bool = True
     """Before learning, check that engine, learner, loss and graders agree: some seconds (rl/selftest.py)."""
     deadline_s: float = 7200.0
@@ -344,6 +350,7 @@ def _ranges(config: RunConfig) -> None:
         "policy.turn_tokens": config.policy.turn_tokens,
         "policy.temperature": config.policy.temperature,
         "learner.batch_tokens": config.learner.batch_tokens,
+        "learner.ranks": config.learner.ranks,
         "rollout.workers": config.rollout.workers,
         "rollout.sandboxes": config.rollout.sandboxes,
         "rollout.memory_mb": config.rollout.memory_mb,

@@ -2,7 +2,7 @@
 
 `B` rows, `T` tokens of a packed row. One row is one micro-batch: rows are packed full (rl/batch.py), so a longer row is
 a larger micro-batch. Weights are kept in float32; `dtype` is what the forward pass computes in. One process drives one
-device; sharding over several (FSDP2) would wrap the model where it is prepared and sum the loss over ranks.
+device; several are one learner over shards of the weights (rl/ranks.py), each with its share of the rows.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from policy.model import load, token_logprobs
+from policy.model import Scorer, layers, load, recompute_layers
 from rl import algorithms
 from rl.batch import Batch, pack
 from rl.metrics import means, sums_by_world
+from rl.ranks import ALONE, Ranks, part, whole
 from rl.trajectory import Member
 
 TRAINER_STATE = "trainer.pt"
@@ -58,6 +59,8 @@ class Settings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: str = "documents"
     """See policy/model.py."""
+    recompute: bool = False
+    """Compute the activations of the decoder layers again in backward, instead of keeping them."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto` takes an accelerator where there is one."""
     threads: int = 0
@@ -74,24 +77,35 @@ class Settings:
 
 
 class Learner:
-    """Owns the weights that are trained. `version` counts the optimiser steps they have seen."""
+    """Owns the weights that are trained. `version` counts the optimiser steps they have seen.
 
-    def __init__(self, settings: Settings) -> None:
+    Where there are several ranks, each has one; all call the same methods, with the same arguments, in the same order.
+    """
+
+    def __init__(self, settings: Settings, ranks: Ranks = ALONE) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         set_seed(settings.seed)
         self.settings = settings
+        self.ranks = ranks
         self.version = 0
         self.algorithm = algorithms.load(settings.algorithm, **settings.algorithm_args)
         self.accelerator = Accelerator(
             cpu=settings.device == "cpu", mixed_precision="bf16" if settings.dtype == "bfloat16" else "no"
         )
+        ranks.join(self.accelerator.device)
         model = load(settings.model, attention=settings.attention)
+        if settings.recompute:
+            recompute_layers(model)
+        scorer = Scorer(model)
+        if ranks.count > 1:
+            ranks.shard(scorer, layers(model), self.accelerator.device)
         matrices = [p for p in model.parameters() if p.dim() >= 2]
         vectors = [p for p in model.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model = model
+        self.scorer, self.optimizer = self.accelerator.prepare(scorer, optimizer)
 
     def step(self, members: Sequence[Member]) -> dict[str, float]:
         """One optimiser step on members whose advantages are set. Returns means over sampled tokens, and its own facts.
@@ -105,10 +119,11 @@ class Learner:
         lr = self._set_rate()
         self.optimizer.zero_grad()
         sums: dict[str, float] = {}
-        for micro in batch.split(rows=1):
-            for name, value in self._backward(micro, members, denominator).items():
+        for micro in self.ranks.deal(list(batch.split(rows=1))):
+            for name, value in (self._backward(micro, members, denominator) if micro else self._idle()).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
+        sums = self.ranks.sum(sums)
+        norm = float(whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)))
         if not math.isfinite(norm):
             raise FloatingPointError(f"got a gradient of norm {norm} at version {self.version}; expected a finite one")
         self.optimizer.step()
@@ -154,7 +169,7 @@ class Learner:
         """Add the gradient of one micro-batch; return its metrics as sums, `loss` among them."""
         micro = micro.to(self.accelerator.device)
         with self.accelerator.autocast():
-            logprob_BT, entropy_BT = token_logprobs(self.model, micro.ids_BT, micro.position_BT, micro.mask_BT)
+            logprob_BT, entropy_BT = self.scorer(micro.ids_BT, micro.position_BT, micro.mask_BT)
 
         def score(logprob_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             return self.algorithm.loss(
@@ -172,25 +187,44 @@ class Learner:
         of_worlds = sums_by_world(members, micro, lambda mask_BT: score(logprob_BT.detach(), mask_BT)[1])
         return {**sums, **of_worlds, "loss": loss.detach()}
 
+    def _idle(self) -> dict[str, Tensor]:
+        """A gradient of zero, of one token: shards are gathered and reduced by all ranks, or by none."""
+        token_BT = torch.zeros((1, 1), dtype=torch.int64, device=self.accelerator.device)
+        with self.accelerator.autocast():
+            logprob_BT, _ = self.scorer(token_BT, token_BT)
+        self.accelerator.backward(logprob_BT.sum())
+        return {}
+
     @torch.no_grad()
     def logprobs(self, ids: Sequence[int]) -> list[float]:
         """Log-probability of each token given those before it, 0.0 for the first. For canaries against the engines."""
         ids_BT = torch.tensor([list(ids)], device=self.accelerator.device)
         position_BT = torch.arange(len(ids), device=self.accelerator.device)[None]
         with self.accelerator.autocast():
-            logprob_BT, _ = token_logprobs(self.model, ids_BT, position_BT)
+            logprob_BT, _ = self.scorer(ids_BT, position_BT)
         return [float(x) for x in logprob_BT[0]]
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the weights by their Hugging Face names, on the CPU, to publish: later steps leave it as it is."""
-        model = self.accelerator.unwrap_model(self.model)
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+        """A copy of the whole weights by their Hugging Face names, on the CPU, to publish: later steps leave it as it
+        is. Empty on all ranks but the first.
+        """
+        return self.ranks.gather(self.model.state_dict())
 
     def save(self, folder: str | Path) -> None:
-        """Write a checkpoint: a Hugging Face model folder plus TRAINER_STATE. It appears whole, or not at all."""
+        """Write a checkpoint: a Hugging Face model folder plus TRAINER_STATE. It appears whole, or not at all.
+
+        The first rank writes the whole of everything, so that any number of ranks can go on from it.
+        """
         folder = Path(folder)
         if folder.exists():
             raise ValueError(f"there is already something at {folder}; expected the name of a new checkpoint")
+        weights = self.state()
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {index: self.ranks.gather(held) for index, held in optimizer["state"].items()}
+        if self.ranks.first:
+            self._write(folder, weights, optimizer)
+
+    def _write(self, folder: Path, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(draft, ignore_errors=True)
@@ -198,11 +232,11 @@ class Learner:
         for pattern in _WITH_THE_WEIGHTS:
             for source in Path(self.settings.model).glob(pattern):
                 shutil.copy(source, draft)
-        self.accelerator.unwrap_model(self.model).save_pretrained(draft, safe_serialization=True)
+        self.model.save_pretrained(draft, state_dict=weights, safe_serialization=True)
         torch.save(
             {
                 "version": self.version,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state_all(),
             },
@@ -214,14 +248,20 @@ class Learner:
         _flush(folder.parent)
 
     def restore(self, folder: str | Path) -> None:
-        """Continue from a checkpoint: the next step is the one that would have followed it, bit for bit on one CPU."""
+        """Continue from a checkpoint of any number of ranks: the next step is the one that would have followed it, bit
+        for bit on one CPU.
+        """
         path = Path(folder) / TRAINER_STATE
         if not path.is_file():
             raise ValueError(f"{folder} is no checkpoint: expected {TRAINER_STATE} in it")
         weights = load(folder, attention=self.settings.attention).state_dict()
-        self.accelerator.unwrap_model(self.model).load_state_dict(weights)
+        self.model.load_state_dict({name: part(weights[name], like) for name, like in self.model.state_dict().items()})
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(saved["optimizer"])
+        optimizer = saved["optimizer"]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for index, held in optimizer["state"].items():
+            optimizer["state"][index] = {name: part(value, parameters[index]) for name, value in held.items()}
+        self.optimizer.load_state_dict(optimizer)
         self.version = int(saved["version"])
         torch.set_rng_state(saved["rng"])
         if len(saved["cuda_rng"]) == torch.cuda.device_count():

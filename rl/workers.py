@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections import Counter
@@ -191,11 +192,20 @@ class RolloutWorker:
 
 
 class LearnerWorker:
-    """The learner's process."""
+    """One rank of the learner. What all ranks take part in is called on all of them, in the same order."""
 
-    def __init__(self, config: RunConfig, model: str, checkpoint: str | None, log: Path) -> None:
+    def address(self) -> str:
+        """Where the other ranks find this one: a port that is free now."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def start(
+        self, config: RunConfig, model: str, checkpoint: str | None, log: Path, rank: int = 0, address: str = ""
+    ) -> None:
         _log_to(log)
         from rl.learner import Learner, Settings
+        from rl.ranks import Ranks
 
         settings = config.learner
         self.learner = Learner(
@@ -212,23 +222,24 @@ class LearnerWorker:
                 row_tokens=settings.row_tokens,
                 dtype="bfloat16" if config.policy.dtype == "bfloat16" else "float32",
                 attention=settings.attention,
+                recompute=settings.recompute,
                 threads=settings.threads,
                 seed=config.seed,
-            )
+            ),
+            Ranks(rank, settings.ranks, address),
         )
         if checkpoint is not None:
             self.learner.restore(checkpoint)
         vocabulary = self.learner.model.config.vocab_size
         self.canary_ids = [(7919 * (i + 1)) % vocabulary for i in range(CANARY_TOKENS)]
 
-    def version(self) -> int:
-        return self.learner.version
-
     def step(self, members: Sequence[Member]) -> dict[str, float]:
         return self.learner.step(members)
 
-    def weights(self) -> Weights:
-        return Weights.pack(self.learner.state(), self.learner.version)
+    def weights(self) -> Weights | None:
+        """On the first rank; the others only give it their parts."""
+        state = self.learner.state()
+        return Weights.pack(state, self.learner.version) if self.learner.ranks.first else None
 
     def canary(self) -> Canary:
         tolerance = 1e-3 if self.learner.settings.dtype == "float32" else 0.2
@@ -287,7 +298,7 @@ class Cluster:
         self.say: Callable[[str], None] = logging.getLogger(__name__).warning
         self.generators: list[Seat] = []
         self.workers: list[Seat] = []
-        self.learner: Any = None
+        self.learners: list[Any] = []
         self._turn = itertools.count()
         self.supervisor: Supervisor
 
@@ -315,9 +326,15 @@ class Cluster:
         self.workers = [Seat(f"rollout-{i}", self._worker()) for i in range(config.rollout.workers)]
         starting = [self._started(seat, seat.actor) for seat in (*self.generators, *self.workers)]
         if learn:
-            gpus, log = config.train.learner_gpus, self._logs / "learner.log"
-            self.learner = _actor(LearnerWorker, config.learner.threads, gpus, config, self._model, checkpoint, log)
-            starting.append(self._first(self.learner.version.remote(), "learner"))
+            self.learners = [
+                _actor(LearnerWorker, config.learner.threads, config.train.learner_gpus)
+                for _ in range(config.learner.ranks)
+            ]
+            address = await self.learners[0].address.remote() if len(self.learners) > 1 else ""
+            for rank, learner in enumerate(self.learners):
+                name = f"learner-{rank}" if rank else "learner"
+                asked = learner.start.remote(config, self._model, checkpoint, self._log(name), rank, address)
+                starting.append(self._first(asked, name))
         await asyncio.gather(*starting)
         for seat in (*self.generators, *self.workers):
             self.supervisor.watch(seat)
@@ -348,10 +365,13 @@ class Cluster:
         except (RayActorError, Hung) as error:
             raise ActorDied(post_mortem(name, f"{how(error)} while it started", self._log(name))) from None
 
-    async def _learner(self, asked: Any, deadline_s: float) -> Any:
-        """What the learner answers. It is not started again alone: its state is in its last checkpoint."""
+    async def _learner(self, method: str, *args: Any, deadline_s: float) -> Any:
+        """What the first rank answers. Every rank is called before one is waited for: each waits for the others within.
+        A learner is not started again alone: its state is in its last checkpoint.
+        """
+        asked = asyncio.gather(*(getattr(learner, method).remote(*args) for learner in self.learners))
         try:
-            return await self.supervisor.answer(asked, "learner", deadline_s)
+            return (await self.supervisor.answer(asked, "learner", deadline_s))[0]
         except (RayActorError, Hung) as error:
             raise LearnerDied(post_mortem("learner", how(error), self._log("learner"))) from None
 
@@ -360,7 +380,7 @@ class Cluster:
         if seat in self.workers:
             return await self._started(seat, self._worker())
         generator = await self._started(seat, self._generator())
-        if self.learner is not None:
+        if self.learners:
             swapping = generator.swap.remote(*await self._current())
             await self.supervisor.answer(swapping, seat.name, SWAP_TIMEOUT_S)
         return generator
@@ -386,8 +406,8 @@ class Cluster:
         return group
 
     async def step(self, groups: Sequence[Group]) -> dict[str, float]:
-        members = [member for group in groups for member in group.valid]
-        learnt: dict[str, float] = await self._learner(self.learner.step.remote(members), STEP_TIMEOUT_S)
+        members = ray.put([member for group in groups for member in group.valid])
+        learnt: dict[str, float] = await self._learner("step", members, deadline_s=STEP_TIMEOUT_S)
         return learnt
 
     async def publish(self) -> Swapped:
@@ -406,11 +426,11 @@ class Cluster:
 
     async def _current(self) -> tuple[Any, Canary]:
         """The learner's weights, by reference, and what they say of the canary."""
-        weights = self.learner.weights.remote()
-        return weights, await self._learner(self.learner.canary.remote(), SWAP_TIMEOUT_S)
+        weights, *_ = [learner.weights.remote() for learner in self.learners]
+        return weights, await self._learner("canary", deadline_s=SWAP_TIMEOUT_S)
 
     async def save(self, folder: Path) -> None:
-        await self._learner(self.learner.save.remote(folder.resolve()), SAVE_TIMEOUT_S)
+        await self._learner("save", folder.resolve(), deadline_s=SAVE_TIMEOUT_S)
 
     async def expert(self, world: str, index: int) -> Member:
         seat = self.workers[next(self._turn) % len(self.workers)]
@@ -420,9 +440,8 @@ class Cluster:
         return member
 
     async def score(self, members: Sequence[Member]) -> tuple[list[list[float]], dict[str, float]]:
-        scored: tuple[list[list[float]], dict[str, float]] = await self._learner(
-            self.learner.score.remote(members), STEP_TIMEOUT_S
-        )
+        scored: tuple[list[list[float]], dict[str, float]]
+        scored = await self._learner("score", ray.put(members), deadline_s=STEP_TIMEOUT_S)
         return scored
 
     async def look(self) -> dict[str, int]:
@@ -443,7 +462,7 @@ class Cluster:
             _, late = await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
             if late:
                 logging.getLogger(__name__).warning("%d actors did not close within %g s", len(late), CLOSE_TIMEOUT_S)
-            for actor in (*actors, *([self.learner] if self.learner else [])):
+            for actor in (*actors, *self.learners):
                 ray.kill(actor)
             ray.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,13 +1,17 @@
 """Scoring against plain full-logits softmax, packed against alone, and how much memory it holds."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import CwmConfig, CwmForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from policy.model import HEAD_CHUNK, load, token_logprobs
+from policy.head import TILE_BYTES, score
+from policy.model import layers, load, recompute_layers, token_logprobs
 
 LENGTHS = ((37, 9, 1, 17), (30, 30))
 """Documents of two rows of 64 and 60 tokens; some longer, some shorter than the sliding window of 12."""
@@ -115,35 +119,106 @@ def test_a_mask_with_nothing_to_score_still_has_a_gradient(tmp_path: Path) -> No
     logprob.sum().backward()
 
 
-def test_only_a_chunk_of_logits_exists_at_a_time(tmp_path: Path) -> None:
-    """At a vocabulary of 32 thousand nothing of [T, V] is saved for backward, and no chunk is longer than promised."""
-    vocab, tokens = 32_000, 2 * HEAD_CHUNK + 100
+class Shapes(TorchDispatchMode):
+    """The shape of everything that operators make, in forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, torch.Size]] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = operator(*args, **(kwargs or {}))
+        self.seen += [(str(operator), x.shape) for x in tree_leaves(made) if isinstance(x, torch.Tensor)]
+        return made
+
+
+def test_only_a_tile_of_logits_exists_at_a_time(tmp_path: Path) -> None:
+    """At a vocabulary of 32 thousand nothing of [T, V] is made or kept, in forward or backward."""
+    vocab, tokens = 32_000, 700
     model = load(small_cwm(tmp_path / "m", vocab=vocab, hidden=16, layers=1))
     ids = torch.randint(0, vocab, (1, tokens))
     mask = torch.ones(1, tokens, dtype=torch.bool)
-    largest_logits: list[int] = []
-    model.lm_head.register_forward_hook(lambda _module, _input, output: largest_logits.append(output.numel()))
-    saved: list[int] = []
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        saved.append(tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with Shapes() as shapes:
         logprob, _ = token_logprobs(model, ids, torch.arange(tokens).remainder(200)[None], mask)
-    logprob.sum().backward()
-    assert max(largest_logits) == HEAD_CHUNK * vocab
-    assert max(saved) <= vocab * 16, "nothing larger than the head's own weight"
+        logprob.sum().backward()
+    largest = max(shape.numel() for _, shape in shapes.seen)
+    assert TILE_BYTES["cpu"] // 4 <= largest <= vocab * 16, "nothing larger than the head's own weight"
 
 
 def test_only_masked_tokens_reach_the_head(tmp_path: Path) -> None:
     model = load(small_cwm(tmp_path / "m"))
-    seen: list[int] = []
-    model.lm_head.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[0]))
     mask = torch.zeros(1, 40, dtype=torch.bool)
     mask[0, 30:37] = True
-    token_logprobs(model, torch.ones(1, 40, dtype=torch.int64), torch.arange(40)[None], mask)
-    assert seen == [7]
+    with Shapes() as shapes:
+        token_logprobs(model, torch.ones(1, 40, dtype=torch.int64), torch.arange(40)[None], mask)
+    products = [shape for operator, shape in shapes.seen if operator.startswith("aten.mm")]
+    assert [shape[0] for shape in products if shape[1] == 97] == [7]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("tokens", "vocab"), [(1, 5), (300, 2500), (257, 1025), (0, 9)])
+def test_tiles_give_the_softmax_and_its_gradient(tokens: int, vocab: int, bias: bool) -> None:
+    """Several tiles of tokens and of words, the last of them narrow; in float32 against float64."""
+    torch.manual_seed(0)
+    hidden_ND = torch.randn(tokens, 8, requires_grad=True)
+    weight_VD = (3 * torch.randn(vocab, 8)).requires_grad_()
+    bias_V = torch.randn(vocab, requires_grad=True) if bias else None
+    target_N, grad_N = torch.randint(0, vocab, (tokens,)), torch.randn(tokens)
+    given = [x for x in (hidden_ND, weight_VD, bias_V) if x is not None]
+
+    got_N, entropy_N = score(hidden_ND, weight_VD, bias_V, target_N)
+    got = torch.autograd.grad((got_N * grad_N).sum(), given)
+
+    exact = [x.detach().double().requires_grad_() for x in given]
+    all_NV = F.log_softmax(F.linear(*exact), dim=-1)
+    expected_N = all_NV.gather(1, target_N[:, None]).squeeze(1)
+    expected = torch.autograd.grad((expected_N * grad_N).sum(), exact)
+    torch.testing.assert_close(got_N, expected_N.float(), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy_N, -(all_NV.exp() * all_NV).sum(1).float(), atol=2e-5, rtol=1e-5)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b.float(), atol=2e-5, rtol=1e-5)
+
+
+def test_under_autocast_sums_stay_in_float32() -> None:
+    """Products of bfloat16 have its precision, also at 40 tiles of words and 4 of tokens."""
+    torch.manual_seed(0)
+    hidden_ND = torch.randn(1000, 16, requires_grad=True)
+    weight_VD = torch.randn(40_000, 16, requires_grad=True)
+    target_N = torch.randint(0, 40_000, (1000,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low_N, _ = score(hidden_ND, weight_VD, None, target_N)
+    low = torch.autograd.grad(low_N.sum(), (hidden_ND, weight_VD))
+    high_N, _ = score(hidden_ND, weight_VD, None, target_N)
+    high = torch.autograd.grad(high_N.sum(), (hidden_ND, weight_VD))
+    assert low_N.dtype == torch.float32 and not torch.equal(low_N, high_N)
+    assert (low_N - high_N).abs().mean() < 0.02
+    for a, b in zip(low, high, strict=True):
+        assert a.dtype == torch.float32 and (a - b).norm() < 0.01 * b.norm()
+
+
+def test_recomputed_layers_give_the_same_gradients_bit_for_bit_and_keep_less(tmp_path: Path) -> None:
+    path = small_cwm(tmp_path / "m")
+    ids_BT, position_BT = packed()
+    kept: dict[bool, int] = {}
+    grads: dict[bool, list[Any]] = {}
+    for again in (False, True):
+        model = load(path)
+        if again:
+            recompute_layers(model)
+        size: list[int] = []
+
+        def keep(tensor: torch.Tensor, size: list[int] = size) -> torch.Tensor:
+            size.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logprob_BT, _ = token_logprobs(model, ids_BT, position_BT)
+        kept[again] = sum(size)
+        logprob_BT.sum().backward()
+        grads[again] = [p.grad for p in model.parameters()]
+    assert len(layers(model)) == 4
+    assert all(torch.equal(a, b) for a, b in zip(grads[False], grads[True], strict=True))
+    assert kept[True] < kept[False] / 3
 
 
 def test_load_says_what_is_wrong(tmp_path: Path) -> None:

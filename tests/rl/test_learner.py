@@ -1,14 +1,24 @@
 """The learner as a whole: on-policy ratios, learning, checkpoints, and what must not move."""
 
+import asyncio
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState
 
+from benchmarks.learner import count
 from rl.algorithms import load as load_algorithm
+from rl.batch import pack
+from rl.config import LearnerConfig, RunConfig
 from rl.learner import TRAINER_STATE, Learner, Settings
+from rl.ranks import Ranks
 from rl.trajectory import Group, Member
+from rl.workers import Cluster
 from tests.policy.test_model import small_cwm
 from tests.rl.test_batch import member, some_members
 
@@ -153,6 +163,136 @@ def test_a_gradient_that_is_not_finite_changes_nothing(settings: Settings) -> No
     assert learner.version == 0
     assert all(torch.equal(before[name], tensor) for name, tensor in learner.state().items())
     assert learner.step(pair(learner))["ratio"] == pytest.approx(1, abs=1e-5), "no trace of the broken gradient"
+
+
+def test_recomputed_activations_change_nothing(settings: Settings) -> None:
+    kept, again = Learner(settings), Learner(replace(settings, recompute=True))
+    for learner in (kept, again):
+        learner.step(some_members())
+    assert all(torch.equal(a, b) for a, b in zip(kept.state().values(), again.state().values(), strict=True))
+
+
+def steps_of(settings: Settings) -> list[list[Member]]:
+    """Three batches: of an odd number of rows, of one row, which leaves the second of two ranks nothing, and even."""
+    batches = [some_members(seed=0), some_members(seed=1)[:1], some_members(seed=2)]
+    assert [pack(batch, settings.row_tokens).ids_BT.shape[0] for batch in batches] == [5, 1, 4]
+    return batches
+
+
+def one_of_two(rank: int, address: str, settings: Settings, folder: Path) -> None:
+    """What each of two processes does: three steps, a checkpoint; then on from the checkpoint of one."""
+    learner = Learner(settings, Ranks(rank, 2, address))
+    rows = [learner.step(batch) for batch in steps_of(settings)]
+    learner.save(folder / "two")
+    logprobs = learner.logprobs([1, 2, 3, 4])
+    learner.restore(folder / "one")
+    rows.append(learner.step(some_members(seed=4)))
+    state = learner.state()
+    held = sum(p.to_local().numel() for p in learner.model.parameters())
+    torch.save({"rows": rows, "logprobs": logprobs, "state": state, "held": held}, folder / f"rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_are_one_learner(settings: Settings, tmp_path: Path) -> None:
+    """Same parameters, metrics and checkpoints as of one process, also where a rank has no rows."""
+    settings = replace(settings, warmup_steps=2, recompute=True)
+    alone = Learner(settings)
+    rows = [alone.step(batch) for batch in steps_of(settings)]
+    alone.save(tmp_path / "one")
+    logprobs = alone.logprobs([1, 2, 3, 4])
+    after_three = alone.state()
+    rows.append(alone.step(some_members(seed=4)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    torch.multiprocessing.spawn(one_of_two, args=(address, settings, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
+
+    timed = {"seconds", "tokens_per_s"}
+    for got, expected in zip(first["rows"], rows, strict=True):
+        assert got.keys() == expected.keys()
+        for name in expected.keys() - timed:
+            assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+    assert [row["loss"] for row in second["rows"]] == [row["loss"] for row in first["rows"]]
+    assert first["logprobs"] == second["logprobs"] == pytest.approx(logprobs, abs=1e-4)
+    assert not second["state"] and first["held"] < 0.6 * sum(t.numel() for t in after_three.values())
+
+    one = Learner(settings)
+    one.restore(tmp_path / "two")
+    assert one.version == 3
+    for name, tensor in one.state().items():
+        torch.testing.assert_close(tensor, after_three[name], rtol=1e-5, atol=1e-6, msg=name)
+    one.step(some_members(seed=4))
+    for name, tensor in alone.state().items():
+        torch.testing.assert_close(one.state()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(first["state"][name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_a_cluster_starts_as_many_ranks_as_configured(settings: Settings, tmp_path: Path) -> None:
+    """Two learner processes of Ray's step, publish and save as one; without engines or rollout workers."""
+    config = RunConfig()
+    config.engine.count = config.rollout.workers = 0
+    config.learner = LearnerConfig(ranks=2, row_tokens=64, batch_tokens=64, lr=3e-3)
+    members = some_members(seed=0)
+    group = Group(lease=0, world="w", version=0, members=members)
+
+    async def drive() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        cluster = Cluster(config, "two-ranks")
+        try:
+            await cluster.start(settings.model, tmp_path, learn=True)
+            metrics = await cluster.step([group])
+            first, second = [learner.weights.remote() for learner in cluster.learners]
+            weights, nothing = await first, await second
+            assert nothing is None
+            told = [await canary for canary in [learner.canary.remote() for learner in cluster.learners]]
+            assert told[0].logprobs == told[1].logprobs
+            await cluster.save(tmp_path / "step_1")
+            return metrics, safetensors.torch.load(weights.check())
+        finally:
+            await cluster.close()
+
+    metrics, published = asyncio.run(asyncio.wait_for(drive(), 240))
+    alone = Learner(settings)
+    assert metrics["grad_norm"] == pytest.approx(alone.step(members)["grad_norm"], rel=1e-4)
+    again = Learner(settings)
+    again.restore(tmp_path / "step_1")
+    for name, tensor in alone.state().items():
+        torch.testing.assert_close(published[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+        assert torch.equal(again.state()[name], published[name])
+
+
+def test_memory_of_a_rank_is_its_share_of_the_weights() -> None:
+    """CWM's own 32.58 billion parameters over 64 ranks, counted without memory or a network."""
+    found = count(64)
+    assert found["parameters"] == pytest.approx(32.58e9, rel=1e-3)
+    assert found["of_one_rank"] == pytest.approx(found["parameters"] / 64, rel=1e-2)
+    assert not dist.is_initialized()
+
+
+def test_bfloat16_is_near_float32_and_one_rank_starts_no_process_group(settings: Settings) -> None:
+    high = Learner(settings)
+    expected = high.step(some_members())
+    AcceleratorState._reset_state(True)  # one process has one precision
+    try:
+        low = Learner(replace(settings, dtype="bfloat16"))
+        got = low.step(some_members())
+    finally:
+        AcceleratorState._reset_state(True)
+    assert got["grad_norm"] != expected["grad_norm"]
+    assert got["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in low.state().values())
+    assert not dist.is_initialized()
+
+
+def test_ranks_deal_rows_in_turn_and_say_what_is_wrong() -> None:
+    shares = [Ranks(rank, 3, "127.0.0.1:1").deal("abcde") for rank in range(3)]
+    assert shares == [["a", "d"], ["b", "e"], ["c", None]]
+    assert Ranks().deal("ab") == ["a", "b"]
+    with pytest.raises(ValueError, match="got rank 2 of 2; expected 0 to 1"):
+        Ranks(2, 2, "127.0.0.1:1")
+    with pytest.raises(ValueError, match="got 2 ranks and no address"):
+        Ranks(0, 2)
 
 
 def test_settings_say_what_is_wrong() -> None:
