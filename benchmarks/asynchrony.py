@@ -32,10 +32,10 @@ from benchmarks import throughput
 from policy.chat import Chat
 from policy.engines import Sampling
 from rl import config, warmstart
+from rl.cluster import Cluster, preflight
 from rl.live import Page
 from rl.store import Run
 from rl.train import train
-from rl.workers import Cluster, preflight
 
 WAITING = """
 name: waiting

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from rl import config, warmstart
+from rl.cluster import Cluster, preflight
 from rl.live import Page
 from rl.store import Run
 from rl.train import Training
-from rl.workers import Cluster, preflight
 
 RATE = 100.0
 SIGMA = 0.5

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import envs
 from rl import quarantine
+from rl.cluster import Cluster
 from rl.config import RunConfig
 from rl.local import Local
 from rl.store import Lease, Run
 from rl.trajectory import Group
-from rl.workers import Cluster
 
 AT_ONCE = 64
 """Attempts in flight."""

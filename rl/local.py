@@ -1,4 +1,4 @@
-"""A run in one process, without Ray: what `rl/workers.py` spreads over actors, behind the same methods.
+"""A run in one process, without Ray: what `rl/cluster.py` spreads over actors, behind the same methods.
 
 For engines that need no process of their own (policy/engines/scripted.py, drawn.py), and for trying out the loops.
 """

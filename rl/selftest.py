@@ -45,7 +45,7 @@ class SelfTestFailed(RuntimeError):
 
 
 class Parts(Protocol):
-    """What is tested: rl/workers.py's Cluster."""
+    """What is tested: rl/cluster.py's Cluster."""
 
     async def play(self, world: str, split: Any, index: int, lease: int, version: int, size: int) -> Group: ...
 

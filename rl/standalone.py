@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rl import evaluate, warmstart
+from rl.cluster import Cluster, preflight
 from rl.config import RunConfig
 from rl.live import Page
 from rl.store import Run
-from rl.workers import Cluster, preflight
 
 
 def evaluate_model(settings: RunConfig, model: str | None, *, as_json: bool) -> int:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from rl import algorithms, config, evaluate, filters, metrics, quarantine, selftest, stages, status, trackers, warmstart
 from rl.buffer import Buffer, tokens_of, useful
+from rl.cluster import Cluster, leaked, preflight
 from rl.config import RunConfig
 from rl.difficulty import Difficulty
 from rl.firewall import Firewall, LearnerDied, MachineryDown, Restarts, room_on
@@ -22,7 +23,6 @@ from rl.local import Local
 from rl.mix import Mix, Row
 from rl.store import Lease, Run
 from rl.trajectory import Group, Member
-from rl.workers import Cluster, leaked, preflight
 
 __all__ = ["MachineryDown", "Stopped", "Training", "train"]
 

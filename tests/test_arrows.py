@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "rl": {"rl", "policy", "rewards", "envs"},
 }
 DOORS = {
-    "ray": {"rl/workers.py"},
+    "ray": {"rl/workers.py", "rl/cluster.py"},
     "vllm": {"policy/engines/vllm.py"},
     "docker": {"envs/sandboxes/docker/engine.py", "envs/sandboxes/docker/__init__.py"},
     "omegaconf": {"rl/config.py"},

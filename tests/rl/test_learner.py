@@ -14,11 +14,11 @@ from accelerate.state import AcceleratorState
 from benchmarks.learner import count
 from rl.algorithms import load as load_algorithm
 from rl.batch import pack
+from rl.cluster import Cluster
 from rl.config import LearnerConfig, RunConfig
 from rl.learner import TRAINER_STATE, Learner, Settings
 from rl.ranks import Ranks
 from rl.trajectory import Group, Member
-from rl.workers import Cluster
 from tests.policy.test_model import small_cwm
 from tests.rl.test_batch import member, some_members
 

@@ -51,7 +51,7 @@ class Served:
 
 
 class Bench:
-    """One process with all parts: what rl/workers.py spreads over several."""
+    """One process with all parts: what rl/cluster.py spreads over several."""
 
     def __init__(self, folder: Path, settings: config.RunConfig, fault: str = "") -> None:
         self.config = settings
