@@ -38,6 +38,7 @@ from policy.chat import Chat
 from policy.engines.recited import RecitedEngine
 from policy.tiny import make_model, train_tokenizer
 from rl import config, rollout
+from rl.episodes import unpack
 from rl.learner import Learner, Settings
 from rl.live import Page
 from rl.store import Run
@@ -176,14 +177,16 @@ def account(folder: Path, worlds: Mapping[str, World]) -> dict[str, Any]:
 
     run = Run.reopen(folder)
     leases = run.db.execute("select id, world, task_index, state from lease").fetchall()
+    unsettled = run.db.execute("select row from episode where purpose = 'train' and row is not null").fetchall()
     run.close()
     index_of = {lease: (world, index) for lease, world, index, _ in leases}
     rows = [
         row
         for shard in sorted((folder / "episodes").glob("[0-9]*.parquet"))
         for row in pq.read_table(shard).to_pylist()
+        if row["purpose"] == "train"
     ]
-    rows = [row for row in rows if row["purpose"] == "train"]
+    rows += [unpack(row).to_pylist()[0] for (row,) in unsettled]
     zeros = lost = 0
     stored: dict[tuple[int, int], int] = {}
     for row in rows:

@@ -60,7 +60,12 @@ def prepare(folder: Path, model: Path, name: str) -> Path:
         "engine": {"name": "recited", "args": {"file": str(folder / "told.json")}},
         "learner": {"lr": 1e-4, "batch_tokens": 2500, "row_tokens": CONTEXT},
         "rollout": {"group_size": 4, "sandboxes": 4},
-        "train": {"steps": STEPS, "groups": 4, "checkpoint_every": 4},
+        "train": {
+            "steps": STEPS,
+            "groups": 4,
+            "checkpoint_every": 4,
+            "selftest": False,
+        },  # it recites, whatever the weights
         "eval": {"tasks": 4},
     }
     path = folder / f"{name}.yaml"
@@ -138,7 +143,7 @@ def actor_kill(folder: Path, model: Path) -> dict[str, Any]:
         **trained_once(run, found),
         "wasted_fraction": wasted,
         "steps": [row["step"] for row in rows] == list(range(1, STEPS + 1)),
-        "notes": [note for row in rows for note in row["notes"]],
+        "told": [line for line in (folder / "kills.out").read_text().splitlines() if "started again" in line],
         "exit": code,
         "recovery": recovery,
         "recovery_s": max((s for s in recovery.values() if s is not None), default=DEADLINE_S),
