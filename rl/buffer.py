@@ -20,6 +20,8 @@ class Buffer:
         self.in_flight: dict[int, int] = {}
         """Version at admission, by lease."""
         self.ready: list[Group] = []
+        self.learning = False
+        """From `take` until whoever took says that engines serve what was learnt."""
         self._changed = asyncio.Event()
 
     def admit(self, lease: int, version: int) -> None:
@@ -43,6 +45,11 @@ class Buffer:
         """A whole batch waits for the learner: admitting more would only make it older."""
         return self.tokens >= self.batch_tokens
 
+    @property
+    def closed(self) -> bool:
+        """What is admitted now is one step old before it can be trained on, and that would be too old."""
+        return self.learning and self.max_staleness == 0
+
     def too_old(self, version: int) -> list[int]:
         """Leases in flight that must be in the step from `version`, since the one after would find them too old."""
         return [lease for lease, admitted in self.in_flight.items() if version + 1 - admitted > self.max_staleness]
@@ -60,6 +67,7 @@ class Buffer:
         while self.too_old(version) or not self.full:
             self._changed.clear()
             await self._changed.wait()
+        self.learning = True
         taken: list[Group] = []
         tokens = 0
         while self.ready and (tokens < self.batch_tokens or version + 1 - self.ready[0].version > self.max_staleness):

@@ -132,7 +132,8 @@ class TrainConfig:
     groups: int = 24
     """Groups in flight or waiting to be trained on."""
     max_staleness: int = 8
-    """No token is trained on that a policy more than this many steps old has sampled."""
+    """No token is trained on that a policy more than this many steps old has sampled; at 0 nothing is admitted during a
+    step."""
     checkpoint_every: int = 20
     learner_gpus: float = 0.0
     """GPUs of one rank of the learner, as Ray counts them."""
@@ -368,16 +369,12 @@ def _ranges(config: RunConfig) -> None:
     not_negative = {
         "train.steps": config.train.steps,
         "train.tokens": config.train.tokens,
+        "train.max_staleness": config.train.max_staleness,
         "rollout.replace_lost": config.rollout.replace_lost,
     }
     for key, value in not_negative.items():
         if value < 0:
             raise ConfigError(f"got {key}={value}; expected 0 or more")
-    if config.train.max_staleness < 1:
-        raise ConfigError(
-            f"got train.max_staleness={config.train.max_staleness}; expected at least 1, since what is played during a "
-            "step is one step old after it; train.sync=true is the run without staleness"
-        )
     if not 0 < config.policy.top_p <= 1:
         raise ConfigError(f"got policy.top_p={config.policy.top_p}; expected more than 0, at most 1")
     if config.rollout.group_size < 2:

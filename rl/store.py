@@ -240,8 +240,8 @@ class Run:
 
     def rewind(self, version: int, bound: int) -> list[Lease]:
         """Back to a checkpoint: what was settled after it is not. Returns every lease that is owed, oldest first;
-        groups whose staleness can be kept within `bound` (0: lockstep) are stored and come first, or, in lockstep,
-        where they came. docs/decisions/010 says which.
+        groups whose staleness can be kept within `bound` (0: lockstep; below: none) are stored and come first, or, in
+        lockstep, where they came. docs/decisions/010 says which.
         """
         newest = self.db.execute("select max(version) from step").fetchone()[0] or 0
         if version > newest:

@@ -114,7 +114,7 @@ class Training:
 
     async def play(self) -> None:
         """Lease a task, have its group played unless it was finished before an interruption, hand it on."""
-        while not any(map(self.firewall.allows, stages.targets(self.settings, self.version))):  # pauses are bounded
+        while self.buffer.closed or not any(map(self.firewall.allows, stages.targets(self.settings, self.version))):
             await asyncio.sleep(LOOK_S)
         lease, version = self.lease(), self.version
         self.firewall.leased(lease.world)
@@ -180,7 +180,7 @@ class Training:
         learnt_at = time.monotonic()
         async with self.waits.on(status.PUBLISH, owner="engines"):
             swapped = await self.cluster.publish()
-        self.version = version  # only now: what is admitted from here on is sampled by these weights
+        self.version, self.buffer.learning = version, False  # only now: what is admitted is sampled by these weights
         self.tokens += sum(tokens_of(group) for group in groups)
         seconds = {"learn": learnt_at - began, "publish": time.monotonic() - learnt_at, "pause": swapped.pause_s}
         self.waits.swap = swapped.row(seconds["publish"])
@@ -344,7 +344,8 @@ async def drive(settings: RunConfig, run: Run, page: Page, model: str, cluster: 
             training.version = training.saved = int(latest.name)
             async with page.board.on(status.PUBLISH, owner="engines"):
                 await cluster.publish()
-        training.owed = run.rewind(training.version, training.buffer.max_staleness)
+        bound = training.buffer.max_staleness
+        training.owed = run.rewind(training.version, bound if bound or settings.train.sync else -1)
         training.recall()
         training.tokens = max((row["tokens"] for row in run.rows("metrics.jsonl")), default=0)
         if settings.train.selftest:
