@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rl import algorithms
+from rl import algorithms, stages
 from rl.config import load
 
 RECIPE = Path(__file__).parent.parent.parent / "configs" / "cwm_recipe.yaml"
@@ -25,3 +25,10 @@ def test_the_recipe_says_what_the_paper_did(tmp_path: Path) -> None:
     assert {name: world.weight for name, world in recipe.worlds.items()} == {"swe": 40, "code": 40, "math": 20}
     assert recipe.worlds["swe"].args["max_turns"] == 128
     assert recipe.rewards == {"outcome": {"weight": pytest.approx(2.0)}}, "scores 2 apart, as +1 and -1 are"
+    assert recipe.filters == {"gibberish": {"mode": "enforce", "vocabulary": 128_256, "rare_from": 100_000}}
+    early, late = stages.at(recipe, 0), stages.at(recipe, 9_999)
+    assert early.rewards["length"]["soft_tokens"] == 8192 and late.rewards["length"]["soft_tokens"] == 65_535
+    assert "length" not in stages.at(recipe, 10_000).rewards
+    shares = [{w: round(100 * s) for w, s in stages.targets(recipe, v).items()} for v in (14_124, 14_125, 16_500)]
+    assert shares == [{"swe": 40, "code": 40, "math": 20}, *[{"swe": 30, "code": 50, "math": 20}] * 2]
+    assert [stages.at(recipe, v).worlds["math"].difficulty.active for v in (16_499, 16_500)] == [False, True]
