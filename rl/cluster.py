@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 import envs
 from envs import Split, sandboxes
@@ -28,7 +28,7 @@ from rl.config import RunConfig
 from rl.firewall import ActorDied, LearnerDied, post_mortem
 from rl.supervise import PING_TIMEOUT_S, Hung, Seat, Supervisor, how
 from rl.trajectory import Group, Member
-from rl.workers import Generator, LearnerWorker, RolloutWorker
+from rl.workers import GONE, Generator, LearnerWorker, RolloutWorker
 
 # Each wait has an owner, the process that is asked, and a deadline that only a process that hangs lets pass.
 START_TIMEOUT_S = 1800.0
@@ -37,6 +37,9 @@ SWAP_TIMEOUT_S = 1800.0
 SAVE_TIMEOUT_S = 3600.0
 CLOSE_TIMEOUT_S = 30.0
 LOOK_TIMEOUT_S = 1.0
+LAST_WORDS_S = 10.0
+AT_ONCE = 2**16
+"""Calls that one actor works on, so that a ping never waits behind turns."""
 
 
 def preflight(config: RunConfig) -> None:
@@ -94,7 +97,7 @@ class Cluster:
         self._model = str(Path(model).resolve())
         self._folder = tempfile.mkdtemp(prefix="touchstone-ray-")
         self.supervisor = Supervisor(
-            gone=(RayActorError, EngineDied), kill=ray.kill, ready=self._ready, taken=self._taken, log=self._log
+            gone=(*GONE, EngineDied), kill=ray.kill, ready=self._ready, taken=self._taken, log=self._log
         )
         self.supervisor.say = self.say
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -116,7 +119,10 @@ class Cluster:
                 _actor(LearnerWorker, config.learner.threads, config.train.learner_gpus)
                 for _ in range(config.learner.ranks)
             ]
-            address = await self.learners[0].address.remote() if len(self.learners) > 1 else ""
+            address = ""
+            if len(self.learners) > 1:
+                asked = self.learners[0].address.remote()
+                address = await self.supervisor.answer(asked, "learner", START_TIMEOUT_S)
             for rank, learner in enumerate(self.learners):
                 name = f"learner-{rank}" if rank else "learner"
                 asked = learner.start.remote(config, self._model, checkpoint, self._log(name), rank, address)
@@ -126,10 +132,10 @@ class Cluster:
             self.supervisor.watch(seat)
 
     def _generator(self) -> Any:
-        return _actor(Generator, self.config.engine.threads, self.config.engine.gpus, concurrency=4096)
+        return _actor(Generator, self.config.engine.threads, self.config.engine.gpus, concurrency=AT_ONCE)
 
     def _worker(self) -> Any:
-        return _actor(RolloutWorker, 1, 0, concurrency=4096)
+        return _actor(RolloutWorker, 1, 0, concurrency=AT_ONCE)
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
@@ -141,25 +147,36 @@ class Cluster:
         else:
             serving = [generator.actor for generator in self.generators]
             asked = actor.start.remote(self.config, self._model, serving, self._log(seat.name), self.run)
-        await self._first(asked, seat.name)
+        try:
+            await self._first(asked, seat.name)
+        except BaseException:
+            ray.kill(actor)
+            raise
         return actor
 
     async def _first(self, asked: Any, name: str) -> None:
         """The first answer of a new actor. One that does not even start is not worth another try."""
         try:
             await self.supervisor.answer(asked, name, START_TIMEOUT_S)
-        except (RayActorError, Hung) as error:
+        except (*GONE, Hung) as error:
             raise ActorDied(post_mortem(name, f"{how(error)} while it started", self._log(name))) from None
 
     async def _learner(self, method: str, *args: Any, deadline_s: float) -> Any:
         """What the first rank answers. Every rank is called before one is waited for: each waits for the others within.
         A learner is not started again alone: its state is in its last checkpoint.
         """
-        asked = asyncio.gather(*(getattr(learner, method).remote(*args) for learner in self.learners))
+        asked = [asyncio.ensure_future(getattr(learner, method).remote(*args)) for learner in self.learners]
         try:
-            return (await self.supervisor.answer(asked, "learner", deadline_s))[0]
-        except (RayActorError, Hung) as error:
-            raise LearnerDied(post_mortem("learner", how(error), self._log("learner"))) from None
+            return (await self.supervisor.answer(asyncio.gather(*asked), "learner", deadline_s))[0]
+        except (*GONE, Hung, RayTaskError) as error:
+            if len(asked) > 1:  # the others of a dead rank fail, too, and perhaps before it is known to be dead
+                await asyncio.wait(asked, timeout=LAST_WORDS_S)
+            died = {rank: one.exception() for rank, one in enumerate(asked) if one.done() and not one.cancelled()}
+            rank, cause = next(((r, e) for r, e in died.items() if isinstance(e, GONE)), (0, error))
+            if isinstance(cause, RayTaskError):
+                raise
+            name = f"learner-{rank}" if rank else "learner"
+            raise LearnerDied(post_mortem(name, how(cause), self._log(name))) from None
 
     async def _ready(self, seat: Seat) -> Any:
         """A new actor for this seat; a generator serves the learner's weights, verified, before anybody can ask it."""
@@ -167,18 +184,22 @@ class Cluster:
             return await self._started(seat, self._worker())
         generator = await self._started(seat, self._generator())
         if self.learners:
-            swapping = generator.swap.remote(*await self._current())
-            await self.supervisor.answer(swapping, seat.name, SWAP_TIMEOUT_S)
+            try:
+                swapping = generator.swap.remote(*await self._current())
+                await self.supervisor.answer(swapping, seat.name, SWAP_TIMEOUT_S)
+            except BaseException:
+                ray.kill(generator)
+                raise
         return generator
 
     async def _taken(self, seat: Seat) -> None:
-        """Tell the workers of a new generator. One that cannot be told is dead, and hears it when started again."""
-        if seat in self.generators:
-            serving = [generator.actor for generator in self.generators]
-            telling = (
-                self.supervisor.answer(w.actor.serve.remote(serving), w.name, PING_TIMEOUT_S) for w in self.workers
-            )
-            await asyncio.gather(*telling, return_exceptions=True)
+        """Tell the workers of a new generator, or a new worker of those that there are by now. One that cannot be told
+        is dead, and hears it when started again.
+        """
+        serving = [generator.actor for generator in self.generators]
+        told = self.workers if seat in self.generators else [seat]
+        telling = (self.supervisor.answer(w.actor.serve.remote(serving), w.name, PING_TIMEOUT_S) for w in told)
+        await asyncio.gather(*telling, return_exceptions=True)
 
     # -- what the driver asks for -----------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ class Attempts:
         self.db.executemany(
             "insert into episode (purpose, lease, member, outcome, tokens, row) values (?, ?, ?, ?, ?, ?)",
             [
-                (purpose, group.lease, number, str(m.episode.outcome), m.trajectory.spoken if m.valid else 0, row)
+                (purpose, group.lease, number, str(m.episode.outcome), m.trajectory.spoken if m.earned else 0, row)
                 for number, (m, row) in enumerate(zip(group.members, rows, strict=True))
             ],
         )
@@ -208,6 +208,7 @@ def _member(row: dict[str, Any]) -> Member:
         facts=json.loads(row["facts"]),
         turns=row["turns"],
         error=row["error"],
+        tokens=sum(row["mask"]),
         seconds=json.loads(row["seconds"]),
     )
     score = None if row["score"] is None else Score(row["score"], json.loads(row["parts"]))

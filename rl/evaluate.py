@@ -10,6 +10,7 @@ import envs
 from rl import quarantine
 from rl.cluster import Cluster
 from rl.config import RunConfig
+from rl.firewall import MachineryDown
 from rl.local import Local
 from rl.store import Lease, Run
 from rl.trajectory import Group
@@ -47,6 +48,7 @@ async def measure(
 ) -> dict[str, Any]:
     """One row: by world the number of tasks, pass@1, pass@k, and attempts lost to the machinery (in no mean)."""
     wanted = [(world, index) for world in settings.worlds for index in indices(settings, world, settings.eval.tasks)]
+    lost: dict[str, str] = {}
     gate = asyncio.Semaphore(max(1, AT_ONCE // settings.eval.samples))
     done = 0
 
@@ -57,13 +59,20 @@ async def measure(
         if group is None:
             async with gate:
                 group = await cluster.play(world, "heldout", index, lease.id, version, settings.eval.samples)
-            if run is not None:
+            if not group.valid:
+                lost[world] = group.members[-1].episode.error
+            elif run is not None:
                 run.keep(group, "eval")
         done += 1
         page.progress(done, len(wanted))
         return group
 
     groups = await asyncio.gather(*(one(number, *task) for number, task in enumerate(wanted)))
+    for world, cause in lost.items():
+        if not any(group.valid for group in groups if group.world == world):
+            raise MachineryDown(
+                f"every held-out attempt of world {world} was lost to the machinery, the last with: {cause}"
+            )
     return {
         "step": version,
         "worlds": {world: summary([g for g in groups if g.world == world]) for world in settings.worlds},

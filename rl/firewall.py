@@ -1,8 +1,8 @@
 """Between the machinery and learning: which world may be played, which lost group is played again, and when to stop.
 
     firewall = Firewall(["math", "code"])
-    firewall.open()                    # worlds that may be played now; a paused one only as a probe
-    firewall.leased("math")
+    firewall.open(["math", "code"])    # those that may be played now; a paused one only as a probe
+    firewall.leased("math", lease)
     news = firewall.arrived(group)     # one sentence where a world was paused or goes on; raises MachineryDown
     firewall.again(group)              # a group without a valid member: is its lease to be played again?
 
@@ -63,7 +63,8 @@ class _World:
     pauses: int = 0
     """In a row; 0 where the world is open."""
     ends: float = 0.0
-    probing: bool = False
+    probe: int | None = None
+    """The lease that is played to see."""
     cause: str = ""
 
 
@@ -73,24 +74,29 @@ class Firewall:
     def __init__(self, worlds: Iterable[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._worlds: dict[str, _World] = {name: _World() for name in worlds}
+        self._now = list(self._worlds)
+        """The worlds that are played at this stage of the run."""
         self._tries: Counter[int] = Counter()
         self._lost_in_a_row = 0
 
     def allows(self, world: str) -> bool:
         """Whether a group of this world may be leased now."""
         state = self._worlds.get(world)
-        return state is None or not state.pauses or (not state.probing and self._clock() >= state.ends)
+        return state is None or not state.pauses or (state.probe is None and self._clock() >= state.ends)
 
-    def open(self) -> list[str]:
-        return [world for world in self._worlds if self.allows(world)]
+    def open(self, worlds: Iterable[str]) -> list[str]:
+        """Those of the worlds that are played now for which it does."""
+        self._now = list(worlds)
+        return [world for world in self._now if self.allows(world)]
 
     def paused(self) -> dict[str, str]:
         """Why, by paused world."""
         return {world: state.cause for world, state in self._worlds.items() if state.pauses}
 
-    def leased(self, world: str) -> None:
+    def leased(self, world: str, lease: int) -> None:
         state = self._worlds.setdefault(world, _World())
-        state.probing = state.pauses > 0
+        if state.pauses and state.probe is None:
+            state.probe = lease
 
     def arrived(self, group: Group) -> str | None:
         """Count what became of a group. One sentence where its world is paused by it, or goes on. May raise."""
@@ -105,16 +111,18 @@ class Firewall:
             state.lost.extend(lost)
             if len(state.lost) >= FEWEST and sum(state.lost) >= TOO_MANY * len(state.lost):
                 return self._pause(group.world, state)
-        elif state.probing:
-            state.probing = False
-            if group.valid and sum(lost) < TOO_MANY * len(lost):
+        elif state.probe == group.lease:
+            state.probe = None
+            if not blamed:  # the engine's, so it says nothing of the world
+                return None
+            if sum(lost) < TOO_MANY * len(lost):
                 self._worlds[group.world] = _World()
                 return f"world {group.world} works again and goes on"
             return self._pause(group.world, state)
         return None  # else it was in flight when its world was paused, and says nothing new
 
     def _count(self, group: Group) -> None:
-        self._lost_in_a_row = 0 if group.valid else self._lost_in_a_row + 1
+        self._lost_in_a_row = 0 if _tried(group) else self._lost_in_a_row + 1
         if self._lost_in_a_row >= LOST_IN_A_ROW:
             raise MachineryDown(
                 f"{LOST_IN_A_ROW} groups in a row were lost to the machinery, "
@@ -127,7 +135,7 @@ class Firewall:
         state.ends = self._clock() + pause_s
         rate = f"{sum(state.lost)} of its last {len(state.lost)} attempts"
         state.lost.clear()
-        if all(world.pauses > PROBES for world in self._worlds.values()):
+        if all(self._worlds.setdefault(world, _World()).pauses > PROBES for world in self._now):
             causes = "; ".join(f"{world}: {cause}" for world, cause in self.paused().items())
             raise MachineryDown(f"every world is down, after {PROBES} probes of each; the last causes: {causes}")
         what = f"lost {rate}" if state.pauses == 1 else f"failed probe {state.pauses - 1}"
@@ -135,11 +143,16 @@ class Firewall:
 
     def again(self, group: Group) -> bool:
         """Whether the lease of a group without valid members is to be played again."""
-        if group.valid:
+        if _tried(group):
             return False
         if group.world not in self.paused():
             self._tries[group.lease] += 1
         return self._tries[group.lease] < TRIES
+
+
+def _tried(group: Group) -> bool:
+    """Whether the policy ended any attempt, if only because its prompt left no room for a turn."""
+    return any(member.episode.outcome.valid for member in group.members)
 
 
 class Restarts:

@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from envs import Split, World
+from envs import MachineryError, Split, World
 from policy.chat import Chat
 from policy.engines import Canary, Engine, Swapped
 from policy.weights import Weights
-from rl import rollout, selftest
+from rl import rollout, selftest, stages
 from rl.config import RunConfig
 from rl.learner import Learner
 from rl.trajectory import Group, Member
@@ -36,11 +36,16 @@ class Local:
 
     async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
         """One group: `size` attempts at the task at `index`."""
+        now = stages.at(self.config, version) if split == "train" else self.config
         place, settings = self.worlds[world], self.config.rollout
-        task, limits = place.task(split, index), rollout.limits(self.config, place)
+        try:
+            task = rollout.task_of(place, split, index)
+        except MachineryError as error:
+            return Group(lease, world, version, rollout.unplayed(world, split, index, error))
+        limits = rollout.limits(self.config, place)
         seed = f"{self.config.seed}/{world}/{split}/{index}" if self.config.train.sync else None
         members = await rollout.play_group(
-            place, task, size, self.engine, self.chat, limits, self.config.rewards, settings.replace_lost, seed
+            place, task, size, self.engine, self.chat, limits, now.rewards, settings.replace_lost, seed
         )
         return Group(lease=lease, world=world, version=version, members=members)
 

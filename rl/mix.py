@@ -58,7 +58,7 @@ class Row:
 
     @classmethod
     def of(cls, group: Group, *, trained: bool = False) -> Row:
-        task = group.members[0].episode.task
+        task = group.members[-1].episode.task  # earlier ones may be tries that were lost whole
         return cls(
             lease=group.lease,
             world=group.world,

@@ -9,16 +9,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from envs import EnvCrashed, Episode, Outcome, World
 from policy.engines import Completion, Sampling
-from rl import algorithms, rollout
+from rl import algorithms, quarantine, rollout
 from rl.buffer import tokens_of, useful
 from rl.config import RunConfig
 from rl.store import Run
@@ -76,8 +77,13 @@ async def run(parts: Parts, settings: RunConfig, version: int, store: Run, page:
     began = time.monotonic()
     worlds = [name for name, world in settings.worlds.items() if world.weight > 0]
     size = settings.rollout.group_size
-    sampling = [parts.play(w, "train", FAR + i, -1 - i, version, size) for w in worlds for i in range(GROUPS)]
-    playing = [parts.expert(world, FAR + index) for world in worlds for index in range(GOLD)]
+    barred, _ = quarantine.read(settings)
+
+    def places(world: str, count: int) -> Iterator[int]:
+        return itertools.islice((i for i in range(FAR, 2 * FAR) if not barred.holds(world, "train", i)), count)
+
+    sampling = [parts.play(w, "train", i, FAR - i - 1, version, size) for w in worlds for i in places(w, GROUPS)]
+    playing = [parts.expert(world, index) for world in worlds for index in places(world, GOLD)]
     groups, experts = await asyncio.gather(asyncio.gather(*sampling), asyncio.gather(*playing))
     algorithm = algorithms.load(settings.algorithm.name, **settings.algorithm.args)
     for group in groups:
@@ -203,7 +209,7 @@ async def play_expert(place: World, worker: RolloutWorker | Local, index: int) -
 
     A task without an expert comes back as cancelled, one whose expert breaks as crashed.
     """
-    task = place.task("train", index)
+    task = rollout.task_of(place, "train", index)
     limits = rollout.limits(worker.config, place)
     try:
         messages = place.demonstrate(task, random.Random(task.key), err=False)

@@ -46,9 +46,9 @@ async def _measure(settings: RunConfig, model: str, page: Page) -> dict[str, Any
 
 def _table(model: str, row: dict[str, Any]) -> None:
     table = Table(title=f"Held-out success, {model}", title_justify="left")
-    ks = [key for key in next(iter(row["worlds"].values())) if key.startswith("pass@")]
+    ks = list(dict.fromkeys(key for seen in row["worlds"].values() for key in seen if key.startswith("pass@")))
     for column in ("world", *ks, "tasks", "lost"):
         table.add_column(column, justify="left" if column == "world" else "right")
     for world, seen in row["worlds"].items():
-        table.add_row(world, *(f"{seen[k]:.2f}" for k in ks), str(seen["n"]), str(seen["lost"]))
+        table.add_row(world, *(f"{seen[k]:.2f}" if k in seen else "" for k in ks), str(seen["n"]), str(seen["lost"]))
     Console().print(table)

@@ -189,7 +189,7 @@ class Run:
 
     def keep(self, group: Group, purpose: str) -> None:
         """Store every attempt of a finished group, and that it is played, in one transaction."""
-        key = group.members[0].episode.task.key if group.members else None
+        key = group.members[-1].episode.task.key if group.members else None
         outcomes = json.dumps({str(k): v for k, v in group.outcomes().items()})
         tokens = sum(member.trajectory.spoken for member in group.valid)
         with transaction(self.db):

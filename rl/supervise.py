@@ -113,7 +113,9 @@ class Supervisor:
                 self._kill(dead)  # where it only seemed dead
                 try:
                     seat.actor = await self._ready(seat)
-                except MachineryDown:
+                except MachineryDown as down:  # everybody who waits hears of it
+                    if not self._down.done():
+                        self._down.set_exception(down)
                     raise
                 except Exception as again:  # of the start itself: as good as another death
                     error = again

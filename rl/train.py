@@ -12,9 +12,22 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from rl import algorithms, config, evaluate, filters, metrics, quarantine, selftest, stages, status, trackers, warmstart
+from rl import (
+    algorithms,
+    config,
+    evaluate,
+    filters,
+    metrics,
+    quarantine,
+    rollout,
+    selftest,
+    stages,
+    status,
+    trackers,
+    warmstart,
+)
 from rl.buffer import Buffer, tokens_of, useful
-from rl.cluster import Cluster, leaked, preflight
+from rl.cluster import STEP_TIMEOUT_S, Cluster, leaked, preflight
 from rl.config import RunConfig
 from rl.difficulty import Difficulty
 from rl.firewall import Firewall, LearnerDied, MachineryDown, Restarts, room_on
@@ -114,16 +127,19 @@ class Training:
 
     async def play(self) -> None:
         """Lease a task, have its group played unless it was finished before an interruption, hand it on."""
-        while self.buffer.closed or not any(map(self.firewall.allows, stages.targets(self.settings, self.version))):
+        while self.buffer.closed or not self.firewall.open(stages.targets(self.settings, self.version)):
             await asyncio.sleep(LOOK_S)
         lease, version = self.lease(), self.version
-        self.firewall.leased(lease.world)
         group = stored = self.run.stored(lease, at=version if self.settings.train.sync else None)
         version = stored.version if stored else version
         self.buffer.admit(lease.id, version)
         self.mix.admit(lease.id, lease.world, version)
         if group is None:
-            async with self.waits.on(f"task {lease.index} of {lease.world}", owner="rollouts", lease=lease.id):
+            self.firewall.leased(lease.world, lease.id)
+            longest_s = 4 * (1 + self.settings.rollout.replace_lost) * rollout.EPISODE_TIMEOUT_S  # it may be begun anew
+            async with self.waits.on(
+                f"task {lease.index} of {lease.world}", owner="rollouts", lease=lease.id, deadline_s=longest_s
+            ):
                 group = await self.cluster.play(
                     lease.world, "train", lease.index, lease.id, version, self.settings.rollout.group_size
                 )
@@ -174,7 +190,7 @@ class Training:
     async def step(self, groups: Sequence[Group]) -> None:
         """One optimiser step; its weights in every engine; its rows in ledger and metrics."""
         began, trained_at = time.monotonic(), self.version
-        async with self.waits.on(status.STEP, owner="learner"):
+        async with self.waits.on(status.STEP, owner="learner", deadline_s=STEP_TIMEOUT_S):
             learnt = await self.cluster.step(groups)
         version = int(learnt["version"])
         learnt_at = time.monotonic()
@@ -355,6 +371,10 @@ async def drive(settings: RunConfig, run: Run, page: Page, model: str, cluster: 
         return False
     except Stopped:
         return True
+    except LearnerDied:
+        if training.stop.is_set():
+            return True
+        raise
     finally:
         page.phase("closing")
         await cluster.close()

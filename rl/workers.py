@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 
 import envs
 from envs import MachineryError, Split, sandboxes
@@ -25,6 +25,8 @@ from rl.config import RunConfig
 from rl.supervise import first_line
 from rl.trajectory import Group, Member
 
+GONE = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
+"""What a call to a process raises that is dead or out of reach; Ray itself kills for memory."""
 GENERATE_TIMEOUT_S = 3600.0
 CANARY_TOKENS = 24
 LOOK_S = 0.1
@@ -96,10 +98,10 @@ class RemoteEngine:
                     await asyncio.sleep(LOOK_S)
                 generator = next(self._next)
                 return await generator.generate.remote(ids, sampling)
-        except (ActorDiedError, EngineDied) as error:
+        except (ActorDiedError, OutOfMemoryError, NodeDiedError, EngineDied) as error:
             self._forget(generator)
             raise EngineLost(f"a generator is gone: {first_line(error)}") from None
-        except RayActorError as error:
+        except GONE as error:
             raise EngineLost(f"a generator did not answer: {first_line(error)}") from None
         except TimeoutError:
             raise EngineLost(f"a generator gave no answer within {GENERATE_TIMEOUT_S:g} s") from None

@@ -9,6 +9,7 @@ How they are played and graded is in `attempt.py`.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
@@ -105,9 +106,7 @@ class Stream:
     def task(self, split: Split, index: int) -> Task:
         records = self.splits[split]
         turn, at = divmod(index, len(records))
-        order = list(range(len(records)))
-        random.Random(f"swe/{split}/{self.seed if split == 'train' else 0}/{turn}").shuffle(order)
-        record = records[order[at]]
+        record = records[_order(f"swe/{split}/{self.seed if split == 'train' else 0}/{turn}", len(records))[at]]
         files = {test.partition("::")[0] for test in record["FAIL_TO_PASS"]}
         return Task(
             world="swe",
@@ -163,6 +162,14 @@ class Stream:
                 said += _do(step)
                 texts = applied(texts, [step])
         return [*said, _call("submit", "done")]
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: str, count: int) -> list[int]:
+    """One round through so many records, shuffled."""
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order
 
 
 def _look(texts: Mapping[str, str], step: Edit) -> tuple[str, str]:

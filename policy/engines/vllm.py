@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import shutil
 import sysconfig
@@ -163,10 +164,10 @@ class VllmEngine:
         """What fails here leaves an engine that refuses to generate until a swap succeeds."""
         began = time.monotonic()
         path = self._folder / f"{version}.safetensors"
-        await asyncio.to_thread(path.write_bytes, blob)
         self._settled.clear()
         verdict: str | None = "its last swap did not end"
         try:
+            await asyncio.to_thread(path.write_bytes, blob)
             await self._stage(path, blob, version)
             pause_s, equal = await self._load(version)
             gap = await self._verify(canary) if canary is not None else 0.0
@@ -179,7 +180,7 @@ class VllmEngine:
         finally:
             self._unfit = verdict
             self._settled.set()
-            path.unlink()
+            path.unlink(missing_ok=True)
         return Swapped(pause_s, time.monotonic() - began, len(blob), equal / len(blob), gap)
 
     async def _stage(self, path: Path, blob: bytes, version: int) -> None:
@@ -226,7 +227,8 @@ class VllmEngine:
                 f"{CANARY_TIMEOUT_S:g} s"
             ) from None
         served = [entry[token].logprob for token, entry in zip(canary.ids[1:], output.prompt_logprobs[1:], strict=True)]
-        worst = max(abs(a - b) for a, b in zip(served, canary.logprobs, strict=True))
+        gaps = [abs(a - b) for a, b in zip(served, canary.logprobs, strict=True)]
+        worst = max(gaps, key=lambda gap: (math.isnan(gap), gap))
         if not worst <= canary.tolerance:
             raise SwapFailed(
                 f"after the swap to version {self.version} the engine's log-probabilities differ from the learner's by "

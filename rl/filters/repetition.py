@@ -63,10 +63,9 @@ def _repeats(ids_T: np.ndarray, length: int, times: int) -> bool:
         hash_N = hash_N * np.uint64(BASE) + ids_T[offset : offset + count] + np.uint64(1)
     _, phrase_N, counts = np.unique(hash_N, return_inverse=True, return_counts=True)
     order = np.argsort(phrase_N, kind="stable")
-    for places in np.split(order, np.cumsum(counts)[:-1]):
-        if len(places) >= times and _apart(places.tolist(), length) >= times:
-            return True
-    return False
+    ends_N = np.cumsum(counts)
+    often = np.flatnonzero(counts >= times)
+    return any(_apart(order[ends_N[n] - counts[n] : ends_N[n]].tolist(), length) >= times for n in often)
 
 
 def _apart(places: list[int], length: int) -> int:

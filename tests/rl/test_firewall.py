@@ -45,27 +45,29 @@ def test_a_world_that_fails_too_often_is_paused_named_and_probed_while_the_other
     assert wall.arrived(group("code", *BAD)) is None, "too few attempts to judge"
     news = wall.arrived(group("code", *BAD))
     assert news is not None and "world code is paused for 5 s" in news and "the daemon is gone" in news
-    assert wall.open() == ["math"] and wall.paused() == {"code": "the daemon is gone"}
+    assert wall.open(["code", "math"]) == ["math"] and wall.paused() == {"code": "the daemon is gone"}
     assert wall.arrived(group("code", *GOOD)) is None, "what was in flight tells nothing new"
     clock.now = 5.0
-    assert wall.open() == ["code", "math"]
-    wall.leased("code")
-    assert wall.open() == ["math"], "one probe at a time"
+    assert wall.open(["code", "math"]) == ["code", "math"]
+    wall.leased("code", 1)
+    assert wall.open(["code", "math"]) == ["math"], "one probe at a time"
+    assert wall.arrived(group("code", *BAD, lease=9)) is None, "nor does what is lost of it, while the probe is out"
+    assert wall.open(["code", "math"]) == ["math"]
     news = wall.arrived(group("code", *BAD))
     assert news is not None and "paused for 10 s" in news and "failed probe 1" in news
     clock.now = 14.9
-    assert wall.open() == ["math"]
+    assert wall.open(["code", "math"]) == ["math"]
     clock.now = 15.0
-    wall.leased("code")
+    wall.leased("code", 1)
     assert wall.arrived(group("code", *GOOD)) == "world code works again and goes on"
-    assert wall.open() == ["code", "math"] and not wall.paused()
+    assert wall.open(["code", "math"]) == ["code", "math"] and not wall.paused()
 
 
 def test_a_tenth_of_failures_pauses_nothing() -> None:
     wall = Firewall(["code"])
     for number in range(200):
         assert wall.arrived(group("code", *GOOD[1:], BAD[0] if number % 5 else GOOD[0])) is None
-    assert wall.open() == ["code"]
+    assert wall.open(["code"]) == ["code"]
 
 
 def test_an_engine_that_dies_is_not_the_worlds_fault_but_has_a_bound() -> None:
@@ -81,17 +83,29 @@ def test_the_run_stops_where_every_world_is_down_and_names_the_causes() -> None:
     wall = Firewall(["code", "math"], clock)
 
     def fail(world: str) -> None:
-        wall.leased(world)
+        wall.leased(world, 1)
         wall.arrived(group(world, *BAD, *BAD))
         clock.now += 1000.0
 
     for _ in range(20):
         fail("code")
-    assert wall.open() == ["code", "math"], "one world alone may be down for ever"
+    assert wall.open(["code", "math"]) == ["code", "math"], "one world alone may be down for ever"
     for _ in range(firewall.PROBES):
         fail("math")
     with pytest.raises(MachineryDown, match=r"every world is down.*code: the daemon is gone; math: the daemon"):
         fail("math")
+
+
+def test_a_run_whose_stage_plays_other_worlds_stops_where_these_are_down() -> None:
+    clock = Clock()
+    wall = Firewall(["math"], clock)
+    assert wall.arrived(group("math", *GOOD)) is None
+    with pytest.raises(MachineryDown, match="every world is down"):
+        for _ in range(firewall.PROBES + 1):
+            assert wall.open(["code"]) == ["code"]
+            wall.leased("code", 1)
+            wall.arrived(group("code", *BAD, *BAD))
+            clock.now += 1000.0
 
 
 def test_a_lost_group_is_played_again_a_few_times_and_for_free_while_its_world_is_paused() -> None:
