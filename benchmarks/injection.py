@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from envs import Env, Facts, JudgeFailed, Message, Split, Step, Task, World
-from envs.sandboxes import ExecResult, Sandbox, SandboxLost, SandboxPool, SandboxUnavailable, Service, Snapshot
+from envs.sandboxes import ExecResult, Need, Sandbox, SandboxLost, SandboxPool, SandboxUnavailable, Service, Snapshot
 from policy.engines import Completion, EngineLost, Sampler, Sampling
 
 BOUNDARIES = ("sandbox_create", "sandbox_exec", "mid_episode_death", "grading", "judge_hang", "engine_crash")
@@ -73,13 +73,16 @@ class FaultyPool:
     def __init__(self, pool: SandboxPool, faults: Faults) -> None:
         self._pool, self._faults = pool, faults
 
-    async def acquire(self, snapshot: Snapshot | None = None) -> Sandbox:
+    async def acquire(self, snapshot: Snapshot | None = None, *, image: str | None = None) -> Sandbox:
         if self._faults.strikes("sandbox_create"):
             raise SandboxUnavailable("injected: no sandbox could be made")
-        return FaultySandbox(await self._pool.acquire(snapshot), self._faults)
+        return FaultySandbox(await self._pool.acquire(snapshot, image=image), self._faults)
 
     def service(self, program: bytes, *, workers: int = 2, memory_mb: int = 512) -> Service:
         return self._pool.service(program, workers=workers, memory_mb=memory_mb)
+
+    def plan(self, needs: Sequence[Need]) -> None:
+        self._pool.plan(needs)
 
     async def close(self) -> None:
         await self._pool.close()

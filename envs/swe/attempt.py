@@ -16,6 +16,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 import envs.swe
 from envs import Facts, Message, Step, Task, tool_call
@@ -144,6 +145,10 @@ class RealEnv:
         base = self.stream.files(self.task)
         changed, gone, left_out = await _taken(self.sandbox, base)
         await self.close()
+        fixed = {path for path in base if not is_source(path)} | self.stream.tests(self.task).keys()
+        below = [path for path in changed if not fixed.isdisjoint(map(str, PurePosixPath(path).parents))]
+        left_out += below  # of a folder where grading puts a file
+        changed = {path: text for path, text in changed.items() if path not in below}
         files = {path: data for path, data in base.items() if not is_test(path) and path not in gone}
         files |= {path: text.encode() for path, text in changed.items()} | self.stream.tests(self.task)
         return (
@@ -192,20 +197,23 @@ class RealEnv:
         files = asked(twins, files)
         replaced = {test: (twin, at) for twin in twins for test, at in twin["tests"].items()}
         wanted = [*hidden["FAIL_TO_PASS"], *hidden["PASS_TO_PASS"]]
+        # What is asked for names every test that has a twin alike: code under test may read it.
+        cases = {test: (twin["function"], at) for twin in hidden["twins"] for test, at in twin["tests"].items()}
         ran = await suite.run(
             self.sandboxes,
             {**files, place: files[place].rstrip() + canaries.encode()},
             self.task.given["root"],
-            only=[*(test for test in wanted if test not in replaced), f"{place}::{good}", f"{place}::{bad}"],
-            places=[(twin["function"], at) for twin, at in replaced.values()],
+            only=[*(test for test in wanted if test not in cases), f"{place}::{good}", f"{place}::{bad}"],
+            places=list(cases.values()),
             image=self.image,
             timeout_s=GRADING_TIMEOUT_S,
         )
         answer = _Answer(timed_out=ran.timed_out)
         for test in wanted:
             if test not in replaced:
-                answer.tests[test] = ran.passed(test)
-                answer.claimed[False] |= {test} if ran.passed(test) else set()
+                passed = ran.at(*cases[test]) == "passed" if test in cases else ran.passed(test)
+                answer.tests[test] = passed
+                answer.claimed[False] |= {test} if passed else set()
                 continue
             twin, at = replaced[test]
             said, falls = ran.at(twin["function"], at), at in twin["fails"]

@@ -30,8 +30,10 @@ def main() -> None:
     os.dup2(null, 1)
     # After the standard library: nothing in the package takes the place of a module of the interpreter or of pytest.
     place = os.path.join(WORK, asked["root"]).rstrip("/")
-    sys.path += [asked["library"], *dict.fromkeys((place, WORK))]
-    os.environ.update(PYTHONPATH=os.pathsep.join(sys.path[-3:]), TZ="UTC", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    places = list(dict.fromkeys((place, WORK)))
+    sys.path.append(asked["library"])
+    path = os.pathsep.join((asked["library"], *places))
+    os.environ.update(PYTHONPATH=path, TZ="UTC", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     time.tzset()
     import pytest
 
@@ -41,6 +43,7 @@ def main() -> None:
             data = data[os.write(out, data) :]
 
     send(ready=pytest.__version__)
+    sys.path += places  # from here on: what only looks for a module, as pytest did, would run the package's
     if asked["hypothesis"]:
         import hypothesis
 

@@ -62,7 +62,8 @@ class Player:
     def __init__(self, order: Order, say: Callable[..., None]) -> None:
         self.order, self.say = order, say
         self.backend = sandboxes.load(order.backend)
-        self.pool = Pool(self.backend.Pool(run=order.run, size=AT_ONCE, image=order.image))
+        # One more than are played at once: what a look into one is compared with.
+        self.pool = Pool(self.backend.Pool(run=order.run, size=AT_ONCE + 1, image=order.image))
         self.tasks: dict[At, Task] = {}
         self.calls = Calls(self._announce, order.deadline_s)
         self.hung = {tuple(at) for at in order.hung}

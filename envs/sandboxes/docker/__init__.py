@@ -167,9 +167,20 @@ class DockerPool:
                 if self.runtime and not self.stats["created"]:
                     message = f"no container starts under the runtime {self.runtime!r}: {problem}"
                     raise SandboxUnavailable(message) from problem
+                if "no such image" in str(problem).lower():
+                    self._images.forget(image)
                 if not isinstance(problem, EngineSick):
                     raise
                 log.warning("%s", problem)  # the gate says when, and when to give up
+
+    def _door(self) -> Door | None:
+        """None on a machine whose temporary folder takes no sockets: the engine's stream does as well, slower."""
+        if self._doors:
+            try:
+                return Door()
+            except OSError:
+                self._doors = False
+        return None
 
     async def _start_one(self, image: str) -> Held:
         name = next(self._names)
@@ -177,14 +188,14 @@ class DockerPool:
         expires = time.monotonic() + self.lifetime_s
         asked = (self._client, image, self.run, self.limits, self.lifetime_s)
         create = partial(engine.create, name=name, runtime=self.runtime)
-        door = Door() if self._doors else None
+        door = self._door()
         try:
             _, sock = await self._in_thread(partial(create, door=door and door.path), *asked)
         except BaseException as problem:
             self._known.discard(name)
             if door is not None:
                 door.close()
-                if isinstance(problem, SandboxUnavailable) and not isinstance(problem, EngineSick):
+                if isinstance(problem, SandboxUnavailable) and "mount" in str(problem).lower():
                     self._doors = False  # an engine that does not see this machine's files
                     return await self._start_one(image)
             raise

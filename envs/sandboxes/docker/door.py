@@ -22,7 +22,11 @@ class Door:
         self.path = own_folder() / f"{os.getpid()}-{secrets.token_hex(8)}.sock"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.setblocking(False)
-        self._listener.bind(str(self.path))
+        try:
+            self._listener.bind(str(self.path))
+        except OSError:
+            self._listener.close()
+            raise
         os.chmod(self.path, 0o600)  # noqa: PTH101
         self._listener.listen(1)
 
@@ -42,5 +46,5 @@ def sweep() -> None:
     for path in own_folder().glob("*.sock"):
         try:
             os.kill(int(path.name.partition("-")[0]), 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # gone, or somebody else's by now: ours may be signalled
             path.unlink(missing_ok=True)

@@ -47,6 +47,10 @@ class Images:
         if not task.cancelled():
             task.exception()  # is told by `get`, or nobody asks
 
+    def forget(self, image: str) -> None:
+        """It is gone again."""
+        self._asked.pop(image, None)
+
     def close(self) -> None:
         for task, _ in self._asked.values():
             task.cancel()

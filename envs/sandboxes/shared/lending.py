@@ -99,10 +99,8 @@ class Lender:
 
     async def _get(self, need: Need, idle: list[Held]) -> Held:
         """For the permit held: one of these that lives, for long enough, or a new one; its setup is done or empty."""
-        while (held := _fitting(need, idle)) is not None:
-            idle.remove(held)
-            if held in self._idle:
-                self._idle.remove(held)
+        while (held := _fitting(need, [one for one in idle if one in self._idle])) is not None:
+            self._idle.remove(held)
             if held.expires - time.monotonic() > self._lifetime_s / 2 and await self._ready(held, need):
                 return held
             self._spawn(self._end(held))
@@ -118,9 +116,8 @@ class Lender:
         except SandboxLost:
             self.stats["lost"] += 1
             return False
-        except BaseException:  # cancelled
-            self._idle.append(held)
-            self._permits.release()
+        except BaseException:  # cancelled: it is emptied again, since what it holds is not known
+            self._spawn(self._take_back(held, False))
             raise
         return True
 
