@@ -7,11 +7,11 @@ from math import comb
 from typing import Any, Protocol
 
 import envs
-from rl import quarantine
 from rl.cluster import Cluster
 from rl.config import RunConfig
 from rl.firewall import MachineryDown
 from rl.local import Local
+from rl.quarantine import Quarantine
 from rl.store import Lease, Run
 from rl.trajectory import Group
 
@@ -25,10 +25,9 @@ class Progress(Protocol):
     def progress(self, done: int, total: int) -> None: ...
 
 
-def indices(settings: RunConfig, world: str, count: int) -> list[int]:
+def indices(settings: RunConfig, world: str, count: int, barred: Quarantine) -> list[int]:
     """Positions in the held-out stream of the first `count` distinct tasks. Raises ValueError where there are fewer."""
     place = envs.load(world).World(None, **settings.worlds[world].args)
-    barred, _ = quarantine.read(settings)
     found: dict[str, int] = {}
     for index in range(SCAN * count):
         if not barred.holds(world, "heldout", index):
@@ -44,10 +43,11 @@ def pass_at_k(attempts: int, solved: int, k: int) -> float:
 
 
 async def measure(
-    cluster: Cluster | Local, settings: RunConfig, version: int, run: Run | None, page: Progress
+    cluster: Cluster | Local, settings: RunConfig, version: int, run: Run | None, page: Progress, barred: Quarantine
 ) -> dict[str, Any]:
     """One row: by world the number of tasks, pass@1, pass@k, and attempts lost to the machinery (in no mean)."""
-    wanted = [(world, index) for world in settings.worlds for index in indices(settings, world, settings.eval.tasks)]
+    count = settings.eval.tasks
+    wanted = [(world, index) for world in settings.worlds for index in indices(settings, world, count, barred)]
     lost: dict[str, str] = {}
     gate = asyncio.Semaphore(max(1, AT_ONCE // settings.eval.samples))
     done = 0

@@ -6,7 +6,6 @@ still the same; otherwise that is said, and it is not trusted.
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 import envs
 from envs import Split, World
+from rl import stages
 from rl.check import result as results
 from rl.config import RunConfig
 
@@ -23,29 +23,37 @@ class Quarantine:
     """Tasks that are not drawn, by the content that failed: a mended task, or another of its key, is."""
 
     def __init__(self, settings: RunConfig, barred: Mapping[str, frozenset[str]]) -> None:
-        self.settings, self.barred = settings, {world: hashes for world, hashes in barred.items() if hashes}
+        """`barred`: hashes by `_key`, since another stage's arguments make other tasks of the same index."""
+        self.settings, self.barred = settings, {key: hashes for key, hashes in barred.items() if hashes}
+        self._worlds: dict[str, World] = {}
 
-    @functools.cache  # noqa: B019 - one for each run
-    def _world(self, name: str) -> World:
-        world: World = envs.load(name).World(None, **{"seed": self.settings.seed, **self.settings.worlds[name].args})
-        return world
-
-    def holds(self, world: str, split: Split, index: int) -> bool:
-        if world not in self.barred:
+    def holds(self, world: str, split: Split, index: int, args: Mapping[str, Any] | None = None) -> bool:
+        """`args` of the world, where a stage gives it others than the file."""
+        args = self.settings.worlds[world].args if args is None else args
+        key = _key(world, args)
+        if key not in self.barred:
             return False
-        return self._world(world).task(split, index).content_hash in self.barred[world]
+        if key not in self._worlds:
+            self._worlds[key] = envs.load(world).World(None, **{"seed": self.settings.seed, **args})
+        return self._worlds[key].task(split, index).content_hash in self.barred[key]
+
+
+def _key(world: str, args: Mapping[str, Any]) -> str:
+    return f"{world} {json.dumps(args, sort_keys=True, default=str)}"
 
 
 def read(settings: RunConfig) -> tuple[Quarantine, list[str]]:
     """What is barred, and a line on each world that has a result. Raises ValueError for a world that is unfit."""
     barred: dict[str, frozenset[str]] = {}
     lines = []
-    for name, world in settings.worlds.items():
+    views = [settings, *(view for n in range(len(settings.stages)) for view in stages.views(settings, n))]
+    played = {_key(name, world.args): (name, world) for view in views for name, world in view.worlds.items()}
+    for key, (name, world) in played.items():
         path = results.place(settings.runs, name, results.config_digest(name, world.args))
         if not path.is_file():
             continue
         found = _loaded(path)
-        if changed := _changed(found, name, settings):
+        if changed := _changed(found, name, world.args, settings):
             words = " ".join([name, *(f"{key}={value}" for key, value in world.args.items())])
             again = f"rl check {words} --image {settings.rollout.image}"
             lines.append(f"{name}: {path} is not used, since {changed} changed; check again with: {again}")
@@ -55,7 +63,7 @@ def read(settings: RunConfig) -> tuple[Quarantine, list[str]]:
                 f"world {name} is unfit to train on: {found['unfit_world'][0]}; see {path}, mend it and check again, "
                 "or remove the file to train all the same"
             )
-        barred[name] = frozenset(found["unfit_tasks"].values())
+        barred[key] = frozenset(found["unfit_tasks"].values())
         share = f"{len(found['unfit_tasks'])} of {len(found['hashes']['tasks'])} tasks quarantined"
         lines.append(f"{name}: {share} by {path}" + ("" if all(found["whole"].values()) else " (a sample)"))
     return Quarantine(settings, barred), lines
@@ -78,9 +86,9 @@ def _loaded(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is no result of rl check; expected its JSON; remove it, or check again")
 
 
-def _changed(found: Mapping[str, Any], name: str, settings: RunConfig) -> str:
+def _changed(found: Mapping[str, Any], name: str, args: Mapping[str, Any], settings: RunConfig) -> str:
     """What a result was made from and is no longer so, in words; empty where nothing changed."""
-    now = results.inputs(name, settings.worlds[name].args)
+    now = results.inputs(name, dict(args))
     words = {"world": "the world's code", "verifiers": "the verifiers' code", "files": "its data"}
     changed = [plain for key, plain in words.items() if found["hashes"][key] != now[key]]
     if settings.rollout.backend != "bubblewrap" and found["image"] != settings.rollout.image:

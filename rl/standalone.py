@@ -11,35 +11,37 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rl import evaluate, warmstart
+from rl import evaluate, quarantine, warmstart
 from rl.cluster import Cluster, preflight
 from rl.config import RunConfig
 from rl.live import Page
+from rl.quarantine import Quarantine
 from rl.store import Run
 
 
 def evaluate_model(settings: RunConfig, model: str | None, *, as_json: bool) -> int:
     """`model`, else the run's last checkpoint, else `policy.model`, else the warm-started policy."""
+    barred, _ = quarantine.read(settings)
     for world in settings.worlds:
-        evaluate.indices(settings, world, settings.eval.tasks)
+        evaluate.indices(settings, world, settings.eval.tasks, barred)
     if model is not None and not (Path(model) / "config.json").is_file():
         raise ValueError(f"there is no Hugging Face model in {model!r}; expected a folder with config.json")
     preflight(settings)
     with Page(settings, Console(stderr=True)) as page:
         chosen = model or Run(settings.folder).latest() or settings.policy.model or warmstart.ensure(settings, page)[0]
-        row = asyncio.run(_measure(settings, str(chosen), page))
+        row = asyncio.run(_measure(settings, str(chosen), page, barred))
     print(json.dumps({"model": str(chosen), "worlds": row["worlds"]})) if as_json else _table(str(chosen), row)
     return 0
 
 
-async def _measure(settings: RunConfig, model: str, page: Page) -> dict[str, Any]:
+async def _measure(settings: RunConfig, model: str, page: Page, barred: Quarantine) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="touchstone-eval-") as logs:
         cluster = Cluster(settings, f"eval-{Path(logs).name}")
         try:
             page.phase("starting engine and workers")
             await cluster.start(model, Path(logs), learn=False)
             page.phase(f"measuring {model}")
-            return await evaluate.measure(cluster, settings, 0, None, page)
+            return await evaluate.measure(cluster, settings, 0, None, page, barred)
         finally:
             await cluster.close()
 

@@ -40,6 +40,7 @@ from rl.trajectory import Group, Member
 __all__ = ["MachineryDown", "Stopped", "Training", "train"]
 
 T = TypeVar("T")
+PASSED_OVER = 10_000
 LOOK_S = 0.05
 """How often those who wait for a paused world look again."""
 
@@ -172,8 +173,13 @@ class Training:
                 return lease
         world = self.mix.next(self.version, without=[w for w in self.settings.worlds if not self.firewall.allows(w)])
         index = self.difficulty.next(world, self.run.next_index(world), self.version)
-        while self.quarantine.holds(world, "train", index):
+        args = stages.at(self.settings, self.version).worlds[world].args
+        for _ in range(PASSED_OVER):
+            if not self.quarantine.holds(world, "train", index, args):
+                break
             index = self.difficulty.next(world, index + 1, self.version)
+        else:
+            raise ValueError(f"{PASSED_OVER} tasks of world {world} in a row failed rl check; expected one to train on")
         return self.run.grant(world, self.version, index)
 
     def with_earlier(self, group: Group) -> Group:
@@ -269,7 +275,7 @@ class Training:
         self.page.phase(f"measuring held-out success {when}")
         async with self.waits.on(status.HELDOUT, owner="rollouts"):
             row = await self.unless_stopped(
-                evaluate.measure(self.cluster, self.settings, self.version, self.run, self.page)
+                evaluate.measure(self.cluster, self.settings, self.version, self.run, self.page, self.quarantine)
             )
         self.run.evaluated(when, row)
         self.page.measured(when, row)
@@ -286,7 +292,10 @@ def train(settings: RunConfig, *, resume: bool) -> int:
     (Run.check_resumable if resume else Run.check_new)(settings.folder)
     trackers.check(settings.train.trackers)
     preflight(settings)
-    quarantine.tell(quarantine.read(settings)[1])
+    barred, lines = quarantine.read(settings)
+    quarantine.tell(lines)
+    for world in settings.worlds:  # too few held-out tasks are told before anything starts
+        evaluate.indices(settings, world, settings.eval.tasks, barred)
     with room_on(settings.folder):
         run = Run.reopen(settings.folder) if resume else Run.create(settings.folder)
         board = status.Board(run.folder, settings.train.deadline_s)

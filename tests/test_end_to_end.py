@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from envs.sandboxes import docker
-from rl import evaluate
+from rl import evaluate, quarantine
 from rl.config import load
 from rl.store import Run
 
@@ -118,4 +118,4 @@ def test_report_draws_and_a_run_is_never_overwritten(finished: tuple[Path, str])
 
 def test_held_out_tasks_are_distinct(finished: tuple[Path, str]) -> None:
     settings = load(finished[0] / "small.yaml")
-    assert len(set(evaluate.indices(settings, "code", 16))) == 16
+    assert len(set(evaluate.indices(settings, "code", 16, quarantine.read(settings)[0]))) == 16

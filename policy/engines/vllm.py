@@ -25,6 +25,7 @@ from safetensors.torch import load
 from policy.engines import Canary, Completion, EngineDied, EngineLost, Sampling, SwapFailed, Swapped
 from policy.weights import digest, read_back
 
+FOLDERS = "touchstone-weights-"
 CANARY_TIMEOUT_S = 60.0
 _WHOLE_PROMPTS = {"enable_chunked_prefill": False}
 """On a CPU vLLM 0.32 dies where a prompt with a seed is taken in parts: the generators there have no offset."""
@@ -114,7 +115,8 @@ class VllmEngine:
         self._unfit: str | None = None
         self._settled = asyncio.Event()
         self._settled.set()
-        self._folder = Path(tempfile.mkdtemp(prefix="touchstone-weights-", dir=_memory_folder()))
+        _sweep()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=_memory_folder()))
 
     async def generate(self, ids: Sequence[int], sampling: Sampling) -> Completion:
         """What ends during a swap waits for its verdict, and is refused with it."""
@@ -240,6 +242,17 @@ class VllmEngine:
     async def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         self.llm.shutdown()
+
+
+def _sweep() -> None:
+    """Remove the folders of engines that were killed: what lies in them takes memory."""
+    for folder in Path(_memory_folder() or tempfile.gettempdir()).glob(f"{FOLDERS}*"):
+        try:
+            os.kill(int(folder.name.removeprefix(FOLDERS).partition("-")[0]), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError:
+            continue  # somebody else's
 
 
 def _memory_folder() -> str | None:

@@ -49,7 +49,7 @@ def test_a_world_that_fails_too_often_is_paused_named_and_probed_while_the_other
     assert wall.arrived(group("code", *GOOD)) is None, "what was in flight tells nothing new"
     clock.now = 5.0
     assert wall.open(["code", "math"]) == ["code", "math"]
-    wall.leased("code", 1)
+    wall.leased("code", 0)
     assert wall.open(["code", "math"]) == ["math"], "one probe at a time"
     assert wall.arrived(group("code", *BAD, lease=9)) is None, "nor does what is lost of it, while the probe is out"
     assert wall.open(["code", "math"]) == ["math"]
@@ -58,7 +58,7 @@ def test_a_world_that_fails_too_often_is_paused_named_and_probed_while_the_other
     clock.now = 14.9
     assert wall.open(["code", "math"]) == ["math"]
     clock.now = 15.0
-    wall.leased("code", 1)
+    wall.leased("code", 0)
     assert wall.arrived(group("code", *GOOD)) == "world code works again and goes on"
     assert wall.open(["code", "math"]) == ["code", "math"] and not wall.paused()
 
@@ -83,7 +83,7 @@ def test_the_run_stops_where_every_world_is_down_and_names_the_causes() -> None:
     wall = Firewall(["code", "math"], clock)
 
     def fail(world: str) -> None:
-        wall.leased(world, 1)
+        wall.leased(world, 0)
         wall.arrived(group(world, *BAD, *BAD))
         clock.now += 1000.0
 
@@ -103,7 +103,7 @@ def test_a_run_whose_stage_plays_other_worlds_stops_where_these_are_down() -> No
     with pytest.raises(MachineryDown, match="every world is down"):
         for _ in range(firewall.PROBES + 1):
             assert wall.open(["code"]) == ["code"]
-            wall.leased("code", 1)
+            wall.leased("code", 0)
             wall.arrived(group("code", *BAD, *BAD))
             clock.now += 1000.0
 

@@ -21,7 +21,9 @@ def attempt(outcome: Outcome = Outcome.SOLVED, *, score: float | None = 1.0) -> 
     task = Task(world="math", key="sum/1+2", family="sum", level=2, messages=())
     messages = [{"role": "user", "content": "1+2?\nżółw"}, {"role": "assistant", "content": '"3"'}]
     facts = {"solved": outcome is Outcome.SOLVED, "answer": "3", "seen": [1, None]}
-    episode = Episode(task=task, messages=messages, outcome=outcome, facts=facts, turns=1, seconds={"env": 0.5})
+    episode = Episode(
+        task=task, messages=messages, outcome=outcome, facts=facts, turns=1, tokens=2, seconds={"env": 0.5}
+    )
     return Member(trajectory, episode, None if score is None else Score(score, {"outcome": score}), 0.75)
 
 

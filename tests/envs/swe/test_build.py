@@ -363,7 +363,7 @@ def real_exploits(built: tuple[Path, dict[str, Any]], pool: DockerPool) -> dict[
     return {exploit.name: exploit for exploit in found}
 
 
-LIES = ("always passed", "passed, canaries spared", "tests not called", "assertions off")
+LIES = ("always passed", "passed, canaries spared", "tests not called", "a report of its own", "assertions off")
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, *FILES])
