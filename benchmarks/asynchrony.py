@@ -1,6 +1,6 @@
 """What asynchrony buys where worlds are slow and uneven, and what the rollout path costs over the bare engine.
 
-    python -m benchmarks.asynchrony [--json] [--tokens 6000] [--median 1.5] [--sigma 1.2]
+    python -m benchmarks.asynchrony [--json] [--tokens 2400] [--median 1.0] [--sigma 1.2]
 
 Part 1, the real stack in both modes until the same number of sampled tokens is trained on: mathematics behind waits
 drawn from a log-normal (envs/delayed.py), the same draws in both. `speedup` is lock-step's wall time over the
@@ -49,7 +49,7 @@ eval: {{tasks: 4}}
 """
 INNER = "{families: [arithmetic, compare, word], levels: [0, 1], python_tool: false}"
 GROUPS = 24
-BATCH_TOKENS = 500
+BATCH_TOKENS = 150
 """Below what one wave of lock-step brings, so that each wave is one step."""
 REQUESTS = 1536
 FIRST = 128
@@ -224,8 +224,8 @@ def bare(folder: Path) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--tokens", type=int, default=6000)
-    parser.add_argument("--median", type=float, default=1.5)
+    parser.add_argument("--tokens", type=int, default=2400)
+    parser.add_argument("--median", type=float, default=1.0)
     parser.add_argument("--sigma", type=float, default=1.2)
     parser.add_argument("--part", type=int, choices=(1, 2))
     args = parser.parse_args()

@@ -96,7 +96,10 @@ class Page:
         for world, seen in row["worlds"].items():
             past = self._success.get(world, seen["success"])
             self._success[world] = SMOOTH * past + (1 - SMOOTH) * seen["success"] if seen["attempts"] else past
-        self._done, self._total = row["step"], self.settings.train.steps
+        budget = self.settings.train
+        self._done, self._total = row["step"], budget.steps
+        if budget.tokens and row["tokens"] * budget.steps > row["step"] * budget.tokens:  # the budget that ends the run
+            self._done, self._total = row["tokens"], budget.tokens
         success = "  ".join(f"{world} {value:.2f}" for world, value in self._success.items())
         self._line(
             f"step {row['step']}/{self.settings.train.steps}{self._left()}  {success}  "
