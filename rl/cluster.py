@@ -32,7 +32,7 @@ from rl.workers import GONE, Generator, LearnerWorker, RolloutWorker
 
 # Each wait has an owner, the process that is asked, and a deadline that only a process that hangs lets pass.
 START_TIMEOUT_S = 1800.0
-STEP_TIMEOUT_S = 4 * 3600.0
+STEP_TIMEOUT_S = 3600.0
 SWAP_TIMEOUT_S = 1800.0
 SAVE_TIMEOUT_S = 3600.0
 CLOSE_TIMEOUT_S = 30.0

@@ -27,7 +27,7 @@ from rl import (
     warmstart,
 )
 from rl.buffer import Buffer, tokens_of, useful
-from rl.cluster import STEP_TIMEOUT_S, Cluster, leaked, preflight
+from rl.cluster import Cluster, leaked, preflight
 from rl.config import RunConfig
 from rl.difficulty import Difficulty
 from rl.firewall import Firewall, LearnerDied, MachineryDown, Restarts, room_on
@@ -196,7 +196,7 @@ class Training:
     async def step(self, groups: Sequence[Group]) -> None:
         """One optimiser step; its weights in every engine; its rows in ledger and metrics."""
         began, trained_at = time.monotonic(), self.version
-        async with self.waits.on(status.STEP, owner="learner", deadline_s=STEP_TIMEOUT_S):
+        async with self.waits.on(status.STEP, owner="learner"):
             learnt = await self.cluster.step(groups)
         version = int(learnt["version"])
         learnt_at = time.monotonic()
