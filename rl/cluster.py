@@ -149,7 +149,7 @@ class Cluster:
             asked = actor.start.remote(self.config, self._model, serving, self._log(seat.name), self.run)
         try:
             await self._first(asked, seat.name)
-        except BaseException:
+        except BaseException:  # cancelled, too: nobody else knows of it, and it would keep its GPU
             ray.kill(actor)
             raise
         return actor
@@ -187,7 +187,7 @@ class Cluster:
             try:
                 swapping = generator.swap.remote(*await self._current())
                 await self.supervisor.answer(swapping, seat.name, SWAP_TIMEOUT_S)
-            except BaseException:
+            except BaseException:  # as above
                 ray.kill(generator)
                 raise
         return generator

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from envs import EnvCrashed, Episode, Outcome, World
+from envs import EnvCrashed, Episode, MachineryError, Outcome, World
 from policy.engines import Completion, Sampling
 from rl import algorithms, quarantine, rollout
 from rl.buffer import tokens_of, useful
@@ -209,7 +209,10 @@ async def play_expert(place: World, worker: RolloutWorker | Local, index: int) -
 
     A task without an expert comes back as cancelled, one whose expert breaks as crashed.
     """
-    task = rollout.task_of(place, "train", index)
+    try:
+        task = rollout.task_of(place, "train", index)
+    except MachineryError as error:
+        return rollout.unplayed(place.name, "train", index, error)[0]
     limits = rollout.limits(worker.config, place)
     try:
         messages = place.demonstrate(task, random.Random(task.key), err=False)

@@ -1,11 +1,13 @@
 """Weights on their way: damage is seen, and so is an engine that holds something else than it was sent."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from policy.engines import Swapped
+from policy.engines.vllm import largest
 from policy.weights import Weights, read_back
 
 
@@ -70,3 +72,11 @@ def test_figures_of_a_publish() -> None:
     assert (row["pause_s"], row["bytes_per_s"], row["read_back"]) == (0.05, 500, 0.5)
     assert row["overlap"] == pytest.approx(0.75)
     assert Swapped(0.0).row(0.0)["overlap"] == 0
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_canary_that_is_not_a_number_anywhere_is_never_near_enough(place: int) -> None:
+    gaps = [1e-5, 2e-5]
+    gaps.insert(place, math.nan)
+    assert math.isnan(largest(gaps)) and not largest(gaps) <= 1e-3
+    assert largest([1e-5, 2e-5, 0.0]) == 2e-5
