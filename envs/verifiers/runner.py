@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PR_SET_DUMPABLE = 4
+PR_SET_CHILD_SUBREAPER = 36
 TICK_S = 0.25
 STDERR_BYTES = 800
 CLAIM_FD = 3
@@ -84,10 +85,9 @@ def file_in_memory(data: bytes = b"") -> int:
     return fd
 
 
-def be_traceable(yes: bool) -> None:
-    """Whether processes of the same user may trace this one and open its descriptors."""
+def prctl(option: int, yes: bool) -> None:
     library: Any = None  # this program itself
-    _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(library, 0), "prctl"), (PR_SET_DUMPABLE, int(yes), 0, 0, 0))
+    _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(library, 0), "prctl"), (option, int(yes), 0, 0, 0))
 
 
 def limit_case(job: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def fork_case(job: dict[str, Any], files: list[int]) -> int:
     for number, fd in enumerate(copies):
         os.dup2(fd, number, inheritable=number < CLAIM_FD)
     os.closerange(CLAIM_FD + 1, 1024)
-    be_traceable(True)
+    prctl(PR_SET_DUMPABLE, True)
     limit_case(job)
     return 0
 
@@ -136,24 +136,32 @@ def attend(pid: int, wall_s: float) -> tuple[int, Any, bool]:
     deadline = time.monotonic() + wall_s
     late = False
     while True:
-        found, status, usage = os.wait4(pid, os.WNOHANG)
-        if found:
+        found, status, usage = os.wait4(-1, os.WNOHANG)
+        if found == pid:
             return status, usage, late
         left_s = deadline - time.monotonic()
         if left_s <= 0 and not anything_runs():
             late = True
             os.kill(pid, _signal.SIGKILL)
-        _signal.sigtimedwait({_signal.SIGCHLD}, max(left_s, TICK_S))
+        if not found:
+            _signal.sigtimedwait({_signal.SIGCHLD}, max(left_s, TICK_S))
+
+
+def end_all() -> None:
+    """Kill and reap every process that the case left: orphans become this one's children, so ECHILD means none is left."""
+    try:
+        os.kill(-1, _signal.SIGKILL)
+        while True:
+            os.wait4(-1, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
 
 
 def tell(job: dict[str, Any], pid: int, files: list[int]) -> bool:
     """Wait for a case, end what is left of it, report. True where its time was over."""
     started = time.monotonic()
     status, usage, late = attend(pid, job["wall_s"])
-    try:
-        os.kill(-1, _signal.SIGKILL)
-    except ProcessLookupError:  # nobody is left
-        pass
+    end_all()
     cpu_s = usage.ru_utime + usage.ru_stime
     killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     late = late or killed_by == _signal.SIGXCPU or (killed_by == _signal.SIGKILL and cpu_s > job["kill_cpu_s"])
@@ -181,7 +189,8 @@ def serve() -> tuple[dict[str, Any], dict[str, Any]]:
     """Fork a process for each case and report it. Returns in each of those processes, with the job and the case."""
     if os.getppid() != 1:
         sys.exit("runner: expected to be started by process 1 of a sandbox, since it kills every process of its user")
-    be_traceable(False)
+    prctl(PR_SET_DUMPABLE, False)  # no process of the same user may trace this one and open its descriptors
+    prctl(PR_SET_CHILD_SUBREAPER, True)
     _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGCHLD})
     received = receive()
     if received is None:

@@ -116,7 +116,8 @@ def test_cases_do_not_influence_one_another(go: Go, pool: DockerPool) -> None:
         "import builtins, os, time\nassert not hasattr(builtins, 'left')\nbuiltins.left = 1\nn = int(input())\n"
         "alive = [p for p in os.listdir('/proc') if p.isdigit() and int(p) > 1]\n"
         "assert len(alive) <= 2, alive\n"
-        "if os.fork() == 0:\n    os.setsid()\n    time.sleep(99)\n"
+        "for _ in range(20):\n    if os.fork() == 0:\n        os.setsid()\n"
+        "        slow_to_die = bytearray(4 << 20)\n        time.sleep(99)\n"
         "if n == 2: raise ValueError\nprint(n + (n == 3))"
     )
     facts = go(answer(World(pool), cases, python(code)))
