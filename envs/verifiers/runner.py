@@ -148,12 +148,12 @@ def attend(pid: int, wall_s: float) -> tuple[int, Any, bool]:
 
 
 def end_all() -> None:
-    """Kill and reap every process that the case left: orphans become this one's children, so ECHILD means none is left."""
+    """Kill and reap every process that the case left; orphans become children of this one."""
     try:
         os.kill(-1, _signal.SIGKILL)
         while True:
             os.wait4(-1, 0)
-    except (ProcessLookupError, ChildProcessError):
+    except (ProcessLookupError, ChildProcessError):  # nobody is left
         pass
 
 
