@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from envs import MachineryError
+from rl.lab import COMMANDS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,6 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--cache", default=".cache/sources", metavar="FOLDER", help="where downloads are kept")
     tasks.add_argument("--json", action="store_true", help="print JSON")
     tasks.set_defaults(run=_tasks)
+
+    lab = commands.add_parser("lab", help="benchmark reward shapings")
+    actions = lab.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"rl.lab.{name}")
+        action = actions.add_parser(name, help=module.HELP)
+        module.arguments(action)
+        action.set_defaults(run=module.run)
 
     sandbox = commands.add_parser("sandbox", help="look after sandboxes")
     sandbox.add_argument("action", choices=["reap"], help="reap: remove the containers of runs that are gone")
