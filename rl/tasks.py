@@ -44,6 +44,8 @@ def run(
         def tell(package: str, doing: str, found: int) -> None:
             made[package] = found
             bar.update(line, description=f"{package}: {doing}", completed=sum(made.values()))
+            if doing == "done" and not bar.console.is_terminal:
+                bar.console.print(f"{package}: done; {len(made)} of {len(packages)}, {time.monotonic() - began:.0f} s")
 
         told = asyncio.run(_build(trees, out, seed=seed, most=most, sandboxes=sandboxes, image=image, tell=tell))
     summary: dict[str, Any] = {
