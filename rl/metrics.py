@@ -48,7 +48,7 @@ class Window:
                 "attempts": len(earned),
                 "success": sum(bool(m.episode.facts["solved"]) for m in earned) / count,
                 "score": sum(m.score.value for m in earned if m.score) / count,
-                "flat": sum(all(m.advantage == 0 for m in g.valid) for g in groups) / max(1, len(groups)),
+                "flat": sum(not any(m.teaches for m in g.valid) for g in groups) / max(1, len(groups)),
                 "lost": sum(len(g.members) - len(g.earned) for g in groups),
                 "rejected": sum(m.rejected for m in earned),
                 "caught": dict(sorted(Counter(name for m in earned for name in m.caught).items())),
