@@ -34,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from envs import Episode, JudgeFailed, MachineryError, Outcome
+from envs import Episode, JudgeFailed, MachineryError, Message, Outcome
 
 KEYS = ("reward", "weight", "gate", "threshold", "normalise")
 """What composition takes of a part's settings; a reward's own arguments have other names."""
@@ -92,6 +92,13 @@ def measured(episode: Episode) -> bool:
     return episode.outcome in (Outcome.SOLVED, Outcome.FAILED)
 
 
+def rounds(episode: Episode) -> list[list[Message]]:
+    """For each turn of the policy: its message, and what the world answered. What came before is not in there."""
+    spoken = [at for at, message in enumerate(episode.messages) if message["role"] == "assistant"]
+    begins = spoken[len(spoken) - episode.turns :]  # an opening may show turns that are not the policy's
+    return [episode.messages[a:b] for a, b in zip(begins, [*begins[1:], len(episode.messages)], strict=False)]
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     name: str
@@ -146,8 +153,8 @@ def check(name: str, settings: Settings) -> None:
     if part.gate and "weight" in settings:
         raise ValueError("weight has no effect on a gate, which multiplies the sum; leave one of the two out")
     if part.normalise and (part.gate or part.threshold is not None):
-        other = "gate" if part.gate else "threshold"
-        raise ValueError(f"a part is a {other} or is normalised within its group, not both; leave one of the two out")
+        other = "is a gate" if part.gate else "has a threshold"
+        raise ValueError(f"a part {other} or is normalised within its group, not both; leave one of the two out")
     if part.normalise and part.weight == 0:
         raise ValueError("normalise has no effect on a part of weight 0, whose value is kept as it is; leave it out")
     inspect.signature(load(part.file)).bind(None, **part.args)
@@ -190,8 +197,8 @@ def score_group(episodes: Sequence[Episode], rewards: Mapping[str, Settings]) ->
         paid = [(part, one) for part, column in zip(parts, columns, strict=True) if (one := column[number]) is not None]
         try:
             scores.append(_sum(paid, parts, episode))
-        except JudgeFailed as error:
-            failed[number] = error
+        except (JudgeFailed, ArithmeticError, ValueError) as error:
+            failed[number] = error if isinstance(error, JudgeFailed) else JudgeFailed(f"the sum of its parts: {error}")
     if failed:
         raise Unscored(failed)
     return scores
