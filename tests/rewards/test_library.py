@@ -99,6 +99,9 @@ def test_the_share_of_tests_agrees_with_what_the_code_world_states() -> None:
 
 def test_the_likeness_of_a_patch() -> None:
     assert value("patch_similarity", episode("x", submitted=True, similarity=0.4)) == 0.4
+    assert value("patch_similarity", episode("x", submitted=True, similarity=0.4), only_failed=True) == 0.4
+    solved = episode("x", submitted=True, similarity=0.9, outcome=Outcome.SOLVED)
+    assert value("patch_similarity", solved) == 0.9 and value("patch_similarity", solved, only_failed=True) == 0.0
     assert value("patch_similarity", episode("x", submitted=False)) == 0.0
     assert value("patch_similarity", episode("x", outcome=Outcome.TURNS_SPENT)) == 0.0
     assert value("patch_similarity", episode("x", verdict="wrong")) is None
