@@ -36,8 +36,8 @@ class Window:
         self.groups.append(group)
 
     def worlds(self) -> dict[str, dict[str, Any]]:
-        """By world: attempts that the policy ended, share solved, mean score and parts, share of groups without advantage,
-        attempts lost to the machinery, rejected by filters and caught by each.
+        """By world: attempts that the policy ended, share solved, mean score and its parts, share of groups without
+        advantage, attempts lost to the machinery, rejected by filters and caught by each.
         """
         rows: dict[str, dict[str, Any]] = {}
         for world, groups in _by_world(self.groups).items():
