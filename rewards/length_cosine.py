@@ -34,5 +34,5 @@ def check(
     if not isinstance(max_tokens, int | float) or max_tokens <= 0:
         raise ValueError(f"got max_tokens={max_tokens!r}; expected a number above 0")
     for name, pair in (("right", right), ("wrong", wrong)):
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(one, int | float) for one in pair):
+        if len(pair) != 2 or not all(isinstance(one, int | float) for one in pair):
             raise ValueError(f"got {name}={pair!r}; expected two numbers, at no tokens and at max_tokens")

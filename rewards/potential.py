@@ -27,7 +27,7 @@ def turns(
     if of is not None:
         phi = [float(load(of)(prefix, **(args or {}))) for prefix in _prefixes(episode)]
     else:
-        stated = episode.facts.get(fact) if measured(episode) else [0.0] * episode.turns
+        stated = episode.facts.get(fact or "") if measured(episode) else [0.0] * episode.turns
         if stated is None:
             return None
         phi = [0.0, *stated][: len(stated)]

@@ -104,8 +104,8 @@ def patch(before: Mapping[str, str], after: Mapping[str, str]) -> str:
 
 def similarity(mine: str, gold: str) -> float:
     """Of two patches, from 0 to 1, by lines added and removed."""
-    changed = [
+    a, b = (
         [line for line in text.split("\n") if line[:1] in ("+", "-") and line[:3] not in ("+++", "---")]
         for text in (mine, gold)
-    ]
-    return round(difflib.SequenceMatcher(None, *changed, autojunk=False).ratio(), 3)
+    )
+    return round(difflib.SequenceMatcher(None, a, b, autojunk=False).ratio(), 3)

@@ -135,7 +135,7 @@ def test_what_the_machinery_ended_belongs_into_no_group() -> None:
 
 
 def test_where_no_part_applies_there_is_no_number() -> None:
-    judges = {"fact": {"name": "points"}, "outcome": {"weight": 0}}
+    judges: dict[str, dict[str, Any]] = {"fact": {"name": "points"}, "outcome": {"weight": 0}}
     with pytest.raises(Unscored, match="no reward applies to an attempt at sum/1; got None of fact") as caught:
         score_group([episode(points=2), episode()], judges)
     assert set(caught.value.failed) == {1} and caught.value.failed[1].outcome is Outcome.JUDGE_FAILED

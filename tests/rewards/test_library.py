@@ -30,15 +30,15 @@ def episode(
     return Episode(task=task, messages=messages, outcome=outcome, facts=facts, turns=len(said), tokens=tokens)
 
 
-def value(name: str, attempt: Episode, **args: Any) -> float | None:
-    rewards.check(name, args)
-    got: float | None = rewards.load(name)(attempt, **args)
+def value(file: str, attempt: Episode, /, **args: Any) -> float | None:
+    rewards.check(file, args)
+    got: float | None = rewards.load(file)(attempt, **args)
     return got
 
 
-def by_turn(name: str, attempt: Episode, **args: Any) -> list[float] | None:
-    rewards.check(name, args)
-    got: list[float] | None = rewards.load(name)(attempt, **args)
+def by_turn(file: str, attempt: Episode, /, **args: Any) -> list[float] | None:
+    rewards.check(file, args)
+    got: list[float] | None = rewards.load(file)(attempt, **args)
     return got
 
 

@@ -183,6 +183,7 @@ def test_a_run_keeps_rewards_and_advantages_by_turn(tmp_path: Path) -> None:
     made = Group(lease.id, "math", 0, [attempt(1, 0, 2), attempt(0, 1), terminal(1.0, [2, 2])])
     load("turns").advantages(made)
     run.keep(made, "train")
+    run.close()
     stored = Run.reopen(tmp_path / "run").attempts.group("train", lease.id)
     for one, other in zip(stored.members, made.members, strict=True):
         assert one.score is not None and other.score is not None
