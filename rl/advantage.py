@@ -23,7 +23,7 @@ def assign(group: Group, rule: Rule) -> None:
     else:
         advantages = rule(scores, [member.trajectory.spoken for member, _ in scored])
     for (member, _), advantage in zip(scored, advantages, strict=True):
-        member.advantage = advantage
+        member.advantage, member.turn_advantages = advantage, ()
 
 
 def centred(scores: Sequence[float], lengths: Sequence[int]) -> list[float]:

@@ -28,7 +28,7 @@ class Batch:
     behaviour_BT: Tensor
     """Log-probability under the policy that sampled it, 0.0 elsewhere."""
     advantage_BT: Tensor
-    """The member's advantage at each of its tokens."""
+    """That of the token's member, or of its turn."""
 
     @property
     def tokens(self) -> int:
@@ -75,7 +75,7 @@ def pack(members: Sequence[Member], row_tokens: int) -> Batch:
             batch.document_BT[b, here] = index
             batch.mask_BT[b, here] = torch.tensor(trajectory.mask)
             batch.behaviour_BT[b, here] = torch.tensor(trajectory.logprobs)
-            batch.advantage_BT[b, here] = members[index].advantage
+            batch.advantage_BT[b, here] = torch.tensor(members[index].advantages)
             start = here.stop
         batch.position_BT[b, start:] -= start
     return batch
@@ -89,9 +89,10 @@ def _check(member: Member, row_tokens: int) -> None:
         raise ValueError(f"got a trajectory of {len(trajectory)} tokens; expected at most {row_tokens} (row_tokens)")
     if trajectory.mask[0]:
         raise ValueError("got a trajectory whose first token was sampled; expected one of the world, to condition on")
-    if not math.isfinite(member.advantage) or not all(map(math.isfinite, trajectory.logprobs)):
+    advantages = (member.advantage, *member.turn_advantages)
+    if not all(map(math.isfinite, (*advantages, *trajectory.logprobs))):
         raise ValueError(
-            f"got advantage {member.advantage}, logprobs from {min(trajectory.logprobs)}; expected finite numbers"
+            f"got advantages {advantages}, logprobs from {min(trajectory.logprobs)}; expected finite numbers"
         )
 
 

@@ -84,7 +84,7 @@ def tokens_of(group: Group) -> int:
 
 def useful(group: Group) -> bool:
     """True where some member has an advantage, so that the group carries a gradient."""
-    return any(member.advantage != 0.0 for member in group.valid)
+    return any(member.teaches for member in group.valid)
 
 
 def spread(groups: Sequence[Group], version: int) -> tuple[float, int]:

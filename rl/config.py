@@ -296,11 +296,10 @@ def _check(config: RunConfig) -> None:
             except TypeError as error:
                 raise ConfigError(f"worlds.{name}.args: {error}") from None
         for name, settings in config.rewards.items():
-            args = {k: v for k, v in settings.items() if k != "weight"}
-            _arguments(f"rewards.{name}", rewards.load(name), args, skip=("episode",), also=("weight",))
-            if not isinstance(settings.get("weight", 1.0), int | float):
-                raise ConfigError(f"got rewards.{name}.weight={settings['weight']!r}; expected a number")
-            _callable(f"rewards.{name}", rewards.check, name, args)
+            reward = rewards.load(settings.get("reward", name))
+            _arguments(f"rewards.{name}", reward, settings, skip=("episode", "episodes"), also=rewards.KEYS)
+            _callable(f"rewards.{name}", rewards.check, name, settings)
+        rewards.check_sum(config.rewards)
         for name, settings in config.filters.items():
             _arguments(f"filters.{name}", filters.load(name), settings, skip=("member",), also=("mode",))
             _callable(f"filters.{name}", filters.check, name, settings)

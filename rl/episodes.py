@@ -45,6 +45,8 @@ EPISODE_SCHEMA = pa.schema(
         ("solved", pa.bool_()),
         ("score", pa.float64()),
         ("advantage", pa.float64()),
+        ("turn_scores", pa.list_(pa.float64())),
+        ("turn_advantages", pa.list_(pa.float64())),
         ("turns", pa.int32()),
         ("error", pa.string()),
         ("parts", pa.string()),
@@ -186,6 +188,8 @@ def _row(group: Group, number: int, member: Member, purpose: str) -> dict[str, A
         "solved": bool(episode.facts["solved"]),
         "score": member.score.value if member.score else None,
         "advantage": member.advantage,
+        "turn_scores": list(member.score.turns) if member.score else [],
+        "turn_advantages": list(member.turn_advantages),
         "turns": episode.turns,
         "error": episode.error,
         "parts": json.dumps(dict(member.score.parts) if member.score else {}),
@@ -211,6 +215,7 @@ def _member(row: dict[str, Any]) -> Member:
         tokens=sum(row["mask"]),
         seconds=json.loads(row["seconds"]),
     )
-    score = None if row["score"] is None else Score(row["score"], json.loads(row["parts"]))
+    parts, turns = json.loads(row["parts"]), tuple(row["turn_scores"] or ())
+    score = None if row["score"] is None else Score(row["score"], parts, turns)
     trajectory = Trajectory(row["ids"], row["mask"], row["logprobs"], row["versions"])
-    return Member(trajectory, episode, score, row["advantage"])
+    return Member(trajectory, episode, score, row["advantage"], tuple(row["turn_advantages"] or ()))

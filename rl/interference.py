@@ -39,6 +39,7 @@ COLUMNS = [
     "version",
     "world",
     "advantage",
+    "turn_advantages",
     "score",
     "ids",
     "mask",
@@ -91,8 +92,8 @@ def stored(run: Run, admitted: range, tokens: int, worlds: Sequence[str]) -> dic
         if all(_sampled(found[world].values()) >= 2 * tokens for world in worlds):
             break
         for row in pq.read_table(shard, columns=COLUMNS).to_pylist():
-            if row["purpose"] == "train" and row["advantage"] and row["version"] in admitted:
-                found[row["world"]][row["lease"]][row["member"]] = _member(row)
+            if row["purpose"] == "train" and row["version"] in admitted and (member := _member(row)).teaches:
+                found[row["world"]][row["lease"]][row["member"]] = member
     chosen: dict[str, dict[int, list[Member]]] = {}
     for world, leases in ((world, found[world]) for world in worlds if found[world]):
         own: dict[int, list[Member]] = {}
@@ -204,4 +205,4 @@ def _member(row: Mapping[str, Any]) -> Member:
     trajectory = Trajectory(ids=row["ids"], mask=row["mask"], logprobs=row["logprobs"], versions=row["versions"])
     task = Task(world=row["world"], key="", family="", level=0, messages=())
     episode = Episode(task=task, messages=[], outcome=Outcome.FAILED)
-    return Member(trajectory, episode, Score(row["score"]), row["advantage"])
+    return Member(trajectory, episode, Score(row["score"]), row["advantage"], tuple(row["turn_advantages"] or ()))

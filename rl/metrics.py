@@ -36,8 +36,8 @@ class Window:
         self.groups.append(group)
 
     def worlds(self) -> dict[str, dict[str, Any]]:
-        """By world: attempts that the policy ended, share solved, mean score, share of groups without advantage,
-        attempts lost to the machinery, rejected by filters and caught by each.
+        """By world: attempts that the policy ended, share solved, mean score and its parts, share of groups without
+        advantage, attempts lost to the machinery, rejected by filters and caught by each.
         """
         rows: dict[str, dict[str, Any]] = {}
         for world, groups in _by_world(self.groups).items():
@@ -48,7 +48,8 @@ class Window:
                 "attempts": len(earned),
                 "success": sum(bool(m.episode.facts["solved"]) for m in earned) / count,
                 "score": sum(m.score.value for m in earned if m.score) / count,
-                "flat": sum(all(m.advantage == 0 for m in g.valid) for g in groups) / max(1, len(groups)),
+                "parts": _parts(earned),
+                "flat": sum(not any(m.teaches for m in g.valid) for g in groups) / max(1, len(groups)),
                 "lost": sum(len(g.members) - len(g.earned) for g in groups),
                 "rejected": sum(m.rejected for m in earned),
                 "caught": dict(sorted(Counter(name for m in earned for name in m.caught).items())),
@@ -101,6 +102,15 @@ class Window:
 
 _PLAYED: dict[str, Any] = {"groups": 0, "attempts": 0, "success": 0.0, "score": 0.0, "tokens": 0}
 """Of a world from which nothing came back during a step, though it may have been trained on."""
+
+
+def _parts(earned: Sequence[Member]) -> dict[str, float]:
+    """The mean of each part of the score, over the attempts that it applies to."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for member in earned:
+        for name, value in member.score.parts.items() if member.score else ():
+            found[name].append(value)
+    return {name: sum(values) / len(values) for name, values in sorted(found.items())}
 
 
 def trained_worlds(groups: Sequence[Group], version: int) -> dict[str, dict[str, float]]:

@@ -10,13 +10,13 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import rewards
-from envs import Env, EnvCrashed, Episode, Facts, MachineryError, Outcome, Split, Task, World
+from envs import Env, EnvCrashed, Episode, Facts, JudgeTimedOut, MachineryError, Outcome, Split, Task, World
 from policy.chat import Chat
 from policy.engines import Completion, EngineError, Sampler, Sampling
 from rl.config import RunConfig
@@ -66,7 +66,15 @@ async def play(
     judges: Mapping[str, Mapping[str, Any]],
     seed: str | None = None,
 ) -> Member:
-    """One attempt at one task, scored where the policy earned its ending. `seed`, where given, seeds its sampling."""
+    """One attempt at one task, scored by itself where the policy earned its ending. `seed` seeds its sampling."""
+    member = await _played(world, task, engine, chat, limits, seed)
+    await _judge([member], judges)
+    return member
+
+
+async def _played(
+    world: World, task: Task, engine: Sampler, chat: Chat, limits: Limits, seed: str | None = None
+) -> Member:
     trajectory = Trajectory()
     episode = Episode(task=task, messages=list(task.messages), outcome=Outcome.CANCELLED)
     env: Env | None = None
@@ -86,22 +94,36 @@ async def play(
     finally:
         if env is not None:
             await _close(env, episode)
-    return Member(trajectory=trajectory, episode=episode, score=_score(episode, judges))
+    return Member(trajectory=trajectory, episode=episode)
 
 
 def _spelt(seconds: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {spent:.1f}" for name, spent in seconds.items()) or "nothing was measured"
 
 
-def _score(episode: Episode, judges: Mapping[str, Mapping[str, Any]]) -> rewards.Score | None:
-    """The score of an episode that the policy ended. Where a reward fails, the episode is the machinery's after all."""
-    if not episode.outcome.valid:
-        return None
-    try:
-        return rewards.score(episode, judges)
-    except Exception as error:
-        episode.outcome, episode.error = Outcome.JUDGE_FAILED, f"{type(error).__name__}: {error}"
-        return None
+async def _judge(members: Sequence[Member], judges: Mapping[str, Mapping[str, Any]]) -> None:
+    """Score together those attempts of a group that the policy ended; one on which a reward fails is the machinery's.
+
+    In a thread, as a reward is a plug-in and may take its time.
+    """
+    while valid := [member for member in members if member.episode.outcome.valid]:
+        failed: Mapping[int, MachineryError] = {}
+        try:
+            async with asyncio.timeout(WORLD_TIMEOUT_S):
+                scores = await asyncio.to_thread(rewards.score_group, [m.episode for m in valid], judges)
+        except TimeoutError:
+            late = JudgeTimedOut(f"rewards did not end within {WORLD_TIMEOUT_S:g} s")
+            failed = dict.fromkeys(range(len(valid)), late)
+        except rewards.Unscored as error:
+            failed = error.failed
+        else:
+            for member, score in zip(valid, scores, strict=True):
+                member.score = score
+            return
+        for number, failure in failed.items():
+            member = valid[number]
+            member.score, member.episode.outcome = None, failure.outcome
+            member.episode.error = f"{type(failure).__name__}: {failure}"
 
 
 async def _attempt(
@@ -223,25 +245,29 @@ async def play_group(
     replace_lost: int,
     seed: str | None = None,
 ) -> list[Member]:
-    """`size` attempts at one task, side by side; one the machinery lost is played again, up to `replace_lost` times."""
+    """`size` attempts at one task, side by side, scored together. One that the machinery lost, or on which a reward
+    failed, is played again, up to `replace_lost` times.
+    """
+    played: list[list[Member]] = [[] for _ in range(size)]
 
-    async def attempt(number: int, tried: int) -> Member:
-        own = None if seed is None else f"{seed}/{number}/{tried}"
-        return await play(world, task, engine, chat, limits, judges, own)
+    def owed(number: int) -> bool:
+        tries = played[number]
+        return not tries or (len(tries) <= replace_lost and not tries[-1].episode.outcome.valid)
 
-    async def member(number: int) -> list[Member]:
-        tries = [await attempt(number, 0)]
-        while not tries[-1].episode.outcome.valid and len(tries) <= replace_lost:
-            tries.append(await attempt(number, len(tries)))
-        return tries
+    async def fill(number: int) -> None:
+        while owed(number):
+            own = None if seed is None else f"{seed}/{number}/{len(played[number])}"
+            played[number].append(await _played(world, task, engine, chat, limits, own))
 
-    playing = [asyncio.create_task(member(number)) for number in range(size)]
-    try:
-        played = await asyncio.gather(*playing)
-    finally:  # where one raised, or the group was cancelled, none goes on unseen
-        for task_of_one in playing:
-            task_of_one.cancel()
-        await asyncio.gather(*playing, return_exceptions=True)
+    while any(owed(number) for number in range(size)):
+        playing = [asyncio.create_task(fill(number)) for number in range(size)]
+        try:
+            await asyncio.gather(*playing)
+        finally:  # where one raised, or the group was cancelled, none goes on unseen
+            for task_of_one in playing:
+                task_of_one.cancel()
+            await asyncio.gather(*playing, return_exceptions=True)
+        await _judge([one for tries in played for one in tries], judges)
     return [one for tries in played for one in tries]
 
 

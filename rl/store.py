@@ -28,8 +28,8 @@ from rl.episodes import SETTLED, TABLE, Attempts, sync, transaction
 from rl.mix import Row
 from rl.trajectory import Group, rebase
 
-LAYOUT = 2
-"""Of the ledger's tables."""
+LAYOUT = 3
+"""Of the ledger's tables, and of the rows in them."""
 TABLES = (
     "create table lease ("
     "id integer primary key, world text not null, task_index integer not null, task_key text, "

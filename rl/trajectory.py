@@ -52,6 +52,12 @@ class Trajectory:
         return sum(self.mask)
 
     @property
+    def turns(self) -> list[tuple[int, int]]:
+        """Where each stretch of sampled tokens begins, and where the world speaks again."""
+        edges = [at for at in range(len(self.mask)) if self.mask[at] != (at > 0 and self.mask[at - 1])]
+        return list(zip(edges[::2], [*edges[1::2], len(self.mask)], strict=False))
+
+    @property
     def oldest(self) -> int:
         """Policy version of the oldest sampled token."""
         return min((v for v in self.versions if v >= 0), default=-1)
@@ -69,10 +75,33 @@ class Member:
     episode: Episode
     score: Score | None = None
     advantage: float = 0.0
+    """Of each of its tokens; where there are `turn_advantages`, their mean over its tokens."""
+    turn_advantages: tuple[float, ...] = ()
+    """Of the tokens of each turn, where the algorithm tells turns apart."""
     caught: tuple[str, ...] = ()
     """Names of the filters that caught it (rl/filters)."""
     rejected: bool = False
     """One of them is enforced."""
+
+    @property
+    def advantages(self) -> list[float]:
+        """One a token; by turn, 0.0 where the world spoke. Raises ValueError where turns and their number differ."""
+        advantages = [self.advantage] * len(self.trajectory)
+        if self.turn_advantages:
+            advantages = [0.0] * len(self.trajectory)
+            spoken = self.trajectory.turns
+            if len(self.turn_advantages) != len(spoken):
+                raise ValueError(
+                    f"got {len(self.turn_advantages)} advantages of {len(spoken)} turns; expected one for each"
+                )
+            for (begin, end), advantage in zip(spoken, self.turn_advantages, strict=True):
+                advantages[begin:end] = [advantage] * (end - begin)
+        return advantages
+
+    @property
+    def teaches(self) -> bool:
+        """Some of its tokens have an advantage."""
+        return self.advantage != 0.0 or any(self.turn_advantages)
 
     @property
     def earned(self) -> bool:

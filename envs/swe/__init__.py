@@ -8,11 +8,11 @@ sandbox ever holds an expected value.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from envs import Env, Facts, Message, Split, Step, Task, tool_call
 from envs.sandboxes import Sandbox, SandboxPool, Snapshot
-from envs.swe import attempt, grade, problems, real
+from envs.swe import attempt, edits, grade, problems, real
 
 COMMAND_TIMEOUT_S = 10.0
 OBSERVATION_CHARS = 2000
@@ -136,7 +136,18 @@ class SweEnv:
             "fail_to_pass": [ok for test, ok in passed.items() if kinds[test] == "fail_to_pass"],
             "pass_to_pass": [ok for test, ok in passed.items() if kinds[test] == "pass_to_pass"],
             "left_out": (left_out + refused)[: grade.TOLD],
+            **self._similarity(files),
         }
+
+    def _similarity(self, files: Mapping[str, bytes]) -> Facts:
+        """Of what the attempt made of the given files to the expert's patch, where the task has one."""
+        hidden, given = self.task.hidden, self.task.given["files"]
+        if "new" not in hidden:
+            return {}
+        path, old, new = f"{hidden['module']}.py", hidden["old"].rstrip("\n"), hidden["new"].rstrip("\n")
+        gold = edits.patch(given, {**given, path: given[path].replace(old, new)})
+        mine = {path: files[path].decode(errors="replace") for path in given if path in files}
+        return {"similarity": edits.similarity(edits.patch(given, mine), gold)}
 
     async def close(self) -> None:
         sandbox, self.sandbox = self.sandbox, None

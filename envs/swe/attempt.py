@@ -10,7 +10,6 @@ where they end otherwise, or a test passes both as it is and as its twin, the ru
 from __future__ import annotations
 
 import asyncio
-import difflib
 import hashlib
 import json
 import secrets
@@ -22,7 +21,7 @@ import envs.swe
 from envs import Facts, Message, Step, Task, tool_call
 from envs.sandboxes import Need, Sandbox, SandboxPool
 from envs.swe import suite
-from envs.swe.edits import patch
+from envs.swe.edits import patch, similarity
 from envs.swe.real import OBSERVATION_CHARS, Stream
 from envs.swe.sources import is_source, is_test
 from envs.swe.twins import Twin, asked
@@ -252,10 +251,6 @@ async def _taken(sandbox: Sandbox, base: Mapping[str, bytes]) -> tuple[dict[str,
 
 
 def _similarity(base: Mapping[str, bytes], changed: Mapping[str, str], gone: Sequence[str], gold: str) -> float:
-    """Of the attempt's patch and the gold one, from 0 to 1, by lines added and removed."""
+    """Of the attempt's patch and the gold one."""
     before = {path: base[path].decode(errors="replace") for path in {*changed, *gone} if path in base}
-    texts = (patch(before, changed), gold)
-    mine, theirs = (
-        [x for x in text.split("\n") if x[:1] in ("+", "-") and x[:3] not in ("+++", "---")] for text in texts
-    )
-    return round(difflib.SequenceMatcher(None, mine, theirs, autojunk=False).ratio(), 3)
+    return similarity(patch(before, changed), gold)

@@ -100,3 +100,12 @@ def patch(before: Mapping[str, str], after: Mapping[str, str]) -> str:
             ):
                 parts.append(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n")
     return "".join(parts)
+
+
+def similarity(mine: str, gold: str) -> float:
+    """Of two patches, from 0 to 1, by lines added and removed."""
+    a, b = (
+        [line for line in text.split("\n") if line[:1] in ("+", "-") and line[:3] not in ("+++", "---")]
+        for text in (mine, gold)
+    )
+    return round(difflib.SequenceMatcher(None, a, b, autojunk=False).ratio(), 3)

@@ -15,7 +15,7 @@ from rl.surrogate import CORRECTIONS
 from rl.trajectory import Group, Member, Trajectory
 from tests.rl.test_batch import member
 
-TOKEN_LEVEL = ("cispo", "dapo", "dr_grpo", "grpo")
+TOKEN_LEVEL = ("cispo", "dapo", "dr_grpo", "grpo", "turns")
 CORRECTED: list[tuple[str, dict[str, Any]]] = [
     ("grpo", {"correction": name, "correction_cap": 1.05}) for name in CORRECTIONS[1:]
 ]
@@ -40,6 +40,7 @@ def attempts(*scored: tuple[float, int]) -> Group:
     {
         "grpo": [0.8, -0.2, -0.2],
         "dr_grpo": [0.666667, -0.333333, -0.333333],
+        "turns": [0.666667, -0.333333, -0.333333],
         "rloo": [1.0, -0.5, -0.5],
         "dapo": [1.154501, -0.577250, -0.577250],
         "gspo": [1.154501, -0.577250, -0.577250],
@@ -80,6 +81,9 @@ def test_advantages_by_hand(name: str, expected: list[float]) -> None:
         ("rloo", ("token_truncate", 1.25), 2, 0.1875, [-0.25, -0.3125, -0.125, 0.25, 0.625], (0, 0, 2)),
         ("dapo", ("token_truncate", 1.25), 5, 0.075, [-0.1, -0.125, -0.05, 0.1, 0.25], (0, 0, 2)),
         ("dr_grpo", ("token_mask", 1.25), 10, -0.025, [-0.05, 0, -0.025, 0.05, 0], (0, 0, 2)),
+        # As dr_grpo, with clip_high at 0.25: the second is clipped at 0.625.
+        ("turns", {}, 10, 0.0925, [-0.05, 0, -0.025, 0, 0.15], (1, 1, 0)),
+        ("turns", ("token_mask", 1.25), 10, -0.025, [-0.05, 0, -0.025, 0.05, 0], (0, 0, 2)),
     ],
 )
 def test_loss_gradient_and_counts_by_hand(
@@ -118,6 +122,7 @@ def test_the_knobs_start_where_their_papers_do() -> None:
     assert got == {
         "grpo": {"clip_low": 0.2, "clip_high": 0.25, **off},
         "dr_grpo": {"clip_low": 0.2, "clip_high": 0.2, **off},
+        "turns": {"gamma": 1.0, "baseline": "turn", "clip_low": 0.2, "clip_high": 0.25, **off},
         "dapo": {"clip_low": 0.2, "clip_high": 0.28, **off},
         "rloo": {"clip_low": 0.2, "clip_high": 0.2, **off},
         "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
@@ -128,7 +133,7 @@ def test_the_knobs_start_where_their_papers_do() -> None:
 def test_what_a_loss_is_divided_by() -> None:
     members = attempts((1, 2), (0, 3), (0, 5)).members
     got = {name: denominator(load(name), members, 64.0) for name in available()}
-    assert got == {"grpo": 64, "dr_grpo": 64, "dapo": 10, "cispo": 10, "gspo": 3, "rloo": 3}
+    assert got == {"grpo": 64, "dr_grpo": 64, "turns": 64, "dapo": 10, "cispo": 10, "gspo": 3, "rloo": 3}
 
 
 @pytest.mark.parametrize(

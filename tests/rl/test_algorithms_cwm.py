@@ -24,7 +24,10 @@ def test_the_recipe_says_what_the_paper_did(tmp_path: Path) -> None:
     assert (recipe.learner.lr, recipe.learner.warmup_steps, recipe.learner.grad_clip) == (1.4e-7, 400, 0.1)
     assert {name: world.weight for name, world in recipe.worlds.items()} == {"swe": 40, "code": 40, "math": 20}
     assert recipe.worlds["swe"].args["max_turns"] == 128
-    assert recipe.rewards == {"outcome": {"weight": pytest.approx(2.0)}}, "scores 2 apart, as +1 and -1 are"
+    assert recipe.rewards == {
+        "outcome": {"weight": pytest.approx(2.0)},
+        "patch_similarity": {"weight": 1.0, "threshold": 0.5, "only_failed": True},
+    }, "scores 2 apart, as +1 and -1 are, and halfway where a failing patch resembles the right one"
     assert recipe.filters == {"gibberish": {"mode": "enforce", "vocabulary": 128_256, "rare_from": 100_000}}
     early, late = stages.at(recipe, 0), stages.at(recipe, 9_999)
     assert early.rewards["length"]["soft_tokens"] == 8192 and late.rewards["length"]["soft_tokens"] == 65_535

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import rewards
 from rl import cli
 from rl.config import ConfigError, RunConfig, load, plain, save
 
@@ -32,7 +33,11 @@ BAD = {
         ["worlds.math.wieght=1"],
         "unknown key worlds.math.wieght; did you mean worlds.math.weight?",
     ),
-    "no rewards": (GOOD + "rewards: {}\n", [], "no rewards are configured; available: length, outcome, tool_format"),
+    "no rewards": (
+        GOOD + "rewards: {}\n",
+        [],
+        f"no rewards are configured; available: {', '.join(rewards.available())}",
+    ),
     "nothing near": (
         GOOD,
         ["eval.zzz=3"],
@@ -83,7 +88,7 @@ BAD = {
     "unknown reward": (
         GOOD + "rewards: {outcom: {weight: 1}}\n",
         [],
-        "there is no reward 'outcom'; available: length, outcome, tool_format",
+        f"there is no reward 'outcom'; available: {', '.join(rewards.available())}",
     ),
     "unknown reward argument": (
         GOOD,
@@ -116,11 +121,47 @@ BAD = {
         ["worlds.math.difficulty.lo=0.1"],
         "unknown key worlds.math.difficulty.lo; did you mean worlds.math.difficulty.low?",
     ),
-    "reward weight": (GOOD, ["rewards.outcome.weight=lots"], "got rewards.outcome.weight='lots'; expected a number"),
+    "reward weight": (GOOD, ["rewards.outcome.weight=lots"], "rewards.outcome: got weight='lots'; expected a number"),
+    "reward gate": (GOOD, ["rewards.outcome.gate=1"], "rewards.outcome: got gate=1; expected true or false"),
+    "a gate with a weight": (
+        GOOD,
+        ["rewards.outcome.gate=true"],
+        "rewards.outcome: weight has no effect on a gate, which multiplies the sum; leave one of the two out",
+    ),
+    "only gates": (
+        GOOD + "rewards: {outcome: {gate: true}, tool_format: {weight: 0}}\n",
+        [],
+        "got rewards that are all gates or of weight 0 (outcome, tool_format); expected one that adds to the score",
+    ),
+    "normalised to no effect": (
+        GOOD,
+        ["rewards.outcome.weight=0", "rewards.outcome.normalise=true"],
+        "rewards.outcome: normalise has no effect on a part of weight 0, whose value is kept as it is; leave it out",
+    ),
+    "a threshold that is normalised": (
+        GOOD,
+        ["rewards.outcome.threshold=0.5", "rewards.outcome.normalise=true"],
+        "rewards.outcome: a part has a threshold or is normalised within its group, not both; leave one of the two out",
+    ),
+    "another name for no reward": (
+        GOOD,
+        ["rewards.boxed.reward=frmat"],
+        f"there is no reward 'frmat'; available: {', '.join(rewards.available())}",
+    ),
+    "another name's argument": (
+        GOOD,
+        ["rewards.boxed.reward=format", "rewards.boxed.patern=x"],
+        "unknown key rewards.boxed.patern; did you mean pattern?",
+    ),
+    "an argument that a reward refuses": (
+        GOOD,
+        ["rewards.format.pattern=x", "rewards.format.where=first"],
+        "rewards.format: got where='first'; available: last, any, every",
+    ),
     "unknown algorithm": (
         GOOD,
         ["algorithm.name=grop"],
-        "there is no algorithm 'grop'; available: cispo, dapo, dr_grpo, grpo, gspo, rloo",
+        "there is no algorithm 'grop'; available: cispo, dapo, dr_grpo, grpo, gspo, rloo, turns",
     ),
     "unknown knob": (
         GOOD,

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -390,6 +391,73 @@ def test_an_attempt_without_end_is_cancelled_recorded_and_replaced(monkeypatch: 
     assert not first.valid and first.score is None and "no end within 2 s, of which env 2." in first.episode.error
     assert world.opened == world.closed == 2
     check(first)
+
+
+class Points(Lesson):
+    """Each attempt, in the order of their opening, is measured to have so many points, or something that is none."""
+
+    def __init__(self, *points: object) -> None:
+        super().__init__()
+        self.points = points
+
+    def open(self, task: Task) -> Env:
+        self.opened += 1
+        return Measured(self, task, self.points[self.opened - 1])
+
+
+class Measured(Attempt):
+    def __init__(self, world: Lesson, task: Task, points: object) -> None:
+        super().__init__(world, task)
+        self.points = points
+
+    async def measure(self) -> Facts:
+        if isinstance(self.points, Exception):
+            raise self.points
+        return {**await super().measure(), "points": self.points}
+
+
+def scored(world: Points, size: int, replace_lost: int) -> list[Member]:
+    judges = {"fact": {"name": "points", "normalise": True}}
+    playing = play_group(world, lesson("right"), size, ScriptedEngine(parrot), CHAT, LIMITS, judges, replace_lost)
+    return sorted(asyncio.run(playing), key=lambda m: str(m.episode.facts.get("points")))
+
+
+def test_a_group_is_scored_together_and_without_what_was_lost() -> None:
+    """Points 1 and 3 have mean 2 and deviation sqrt 2; what the machinery lost is in neither."""
+    members = scored(Points(1, SandboxLost("gone"), 3), 3, replace_lost=0)
+    assert [m.score and m.score.value for m in members] == pytest.approx([-0.70706, 0.70706, None], abs=1e-5)
+    assert members[2].episode.outcome is Outcome.SANDBOX_LOST
+    for member in members:
+        check(member)
+
+
+def test_on_whom_a_reward_fails_is_played_again_and_is_in_no_groups_mean() -> None:
+    world = Points(1, "many", 5, 3)
+    members = scored(world, 3, replace_lost=1)
+    assert [m.score and m.score.value for m in members] == pytest.approx([-0.99995, 0.0, 0.99995, None], abs=1e-5)
+    assert [m.episode.outcome for m in members] == [Outcome.SOLVED] * 3 + [Outcome.JUDGE_FAILED]
+    assert members[3].episode.error == "JudgeFailed: reward fact: ValueError: could not convert string to float: 'many'"
+    assert world.opened == world.closed == 4
+
+
+def test_rewards_that_never_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+
+    def endless(*given: object) -> list[object]:
+        asked.wait(30)
+        return []
+
+    monkeypatch.setattr("rl.rollout.rewards.score_group", endless)
+    monkeypatch.setattr("rl.rollout.WORLD_TIMEOUT_S", 2.0)
+
+    async def scene() -> Member:
+        member = await play(Lesson(), lesson("right"), ScriptedEngine(parrot), CHAT, LIMITS, JUDGES)
+        asked.set()
+        return member
+
+    member = asyncio.run(scene())
+    assert (member.episode.outcome, member.score) == (Outcome.JUDGE_TIMED_OUT, None)
+    assert member.episode.error == "JudgeTimedOut: rewards did not end within 2 s"
 
 
 def test_where_one_member_meets_our_own_mistake_none_plays_on_unseen() -> None:

@@ -1,0 +1,29 @@
+"""A number that the world measured, by its name: `{fact: {name: reward}}`, or `parts.style` for one inside another.
+
+With `low` and `high` it is scaled to 0 at low and 1 at high, and held there. An attempt that ended before it was
+measured gets `unmeasured`; where a measured one has no such fact, the reward does not apply.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from envs import Episode
+from rewards import measured
+
+
+def reward(
+    episode: Episode, *, name: str, low: float | None = None, high: float | None = None, unmeasured: float = 0.0
+) -> float | None:
+    if not measured(episode):
+        return unmeasured
+    value: Any = episode.facts
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if value is None or low is None or high is None:
+        return value
+    return min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+def check(*, name: str, low: float | None = None, high: float | None = None, unmeasured: float = 0.0) -> None:
+    if (low is None) is not (high is None) or (low is not None and high is not None and low >= high):
+        raise ValueError(f"got low={low}, high={high}; expected both with low below high, or neither")

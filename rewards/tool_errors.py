@@ -1,0 +1,29 @@
+"""-1 for each turn whose tool answered with an error, or whose action was refused as malformed; by turn.
+
+An error is told by its text: a line of the answer that `pattern` (a regular expression) matches at its beginning.
+"""
+
+import re
+
+from envs import Episode, Outcome
+from rewards import rounds
+
+PATTERN = r"exit code [1-9]|timed out after|bad edit:|no edit:|(?:[\w.]*(?:Error|Exception)|[Ee]rror):"
+
+
+def turns(episode: Episode, *, pattern: str = PATTERN) -> list[float]:
+    begins = re.compile(f"^(?:{pattern})", re.MULTILINE)
+    costs = [
+        -float(any(message["role"] == "tool" and begins.search(message["content"]) for message in own[1:]))
+        for own in rounds(episode)
+    ]
+    if episode.outcome is Outcome.INVALID_ACTION and costs:
+        costs[-1] = -1.0
+    return costs
+
+
+def check(*, pattern: str = PATTERN) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"got pattern={pattern!r}; expected a regular expression: {error}") from None
