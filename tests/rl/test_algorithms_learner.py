@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.algorithms import available
+from rl.algorithms import available, load
 from rl.learner import Learner, Settings
 from tests.policy.test_model import small_cwm
 from tests.rl.test_batch import some_members
@@ -19,7 +19,7 @@ def test_a_step_is_the_same_in_rows_of_any_length(name: str, tmp_path: Path) -> 
     members = some_members()
     first = Learner(short).step(members)
     assert first["grad_norm"] > 1e-6
-    constant = name in ("grpo", "dr_grpo")
+    constant = load(name).per == "run"
     for settings, batch, factor in (
         (replace(short, row_tokens=1024), members, 1),
         (replace(short, loss_denominator=128.0), members, 0.5 if constant else 1),
