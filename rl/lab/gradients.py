@@ -21,7 +21,7 @@ Cosines = dict[str, dict[str, dict[str, float | None]]]
 
 
 def cosines(stored: Stored, shapings: Sequence[Shaping]) -> Cosines:
-    """At the newest checkpoint, over the newest attempts that its loss may weigh: as many tokens as a batch has.
+    """At the newest checkpoint, over the newest attempts that its loss may weigh: a batch's tokens of each world.
 
     Raises ValueError where the run has no checkpoint, or no such attempts.
     """
@@ -53,15 +53,16 @@ def _newest(stored: Stored, version: int) -> list[Group]:
     settings = stored.settings
     bound = 1 if settings.train.sync else settings.train.max_staleness
     groups: list[Group] = []
-    tokens = 0
+    tokens = dict.fromkeys(settings.worlds, 0)
     for chunk in reversed(stored.chunks()):
         read = list(stored.groups(chunk.leases))
         for group in reversed(read):
             filters.screen(group, stored.at(group.version).filters)
-            if version - bound <= group.version <= version and group.valid and tokens < settings.learner.batch_tokens:
+            wanted = tokens.get(group.world, 0) < settings.learner.batch_tokens
+            if version - bound <= group.version <= version and group.valid and wanted:
                 groups.append(group)
-                tokens += sum(member.trajectory.spoken for member in group.valid)
-        if tokens >= settings.learner.batch_tokens or all(group.version < version - bound for group in read):
+                tokens[group.world] += sum(member.trajectory.spoken for member in group.valid)
+        if min(tokens.values()) >= settings.learner.batch_tokens or all(g.version < version - bound for g in read):
             break
     return groups
 

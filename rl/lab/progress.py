@@ -19,6 +19,7 @@ class Bar:
         self._bar = Progress(*columns, console=self.console, transient=True)
         self._began = self._said = time.monotonic()
         self._before = 0
+        """Done when the clock began: the first to be done also waited for processes to start."""
 
     def __enter__(self) -> Bar:
         if self.console.is_terminal:
@@ -32,7 +33,8 @@ class Bar:
     def add(self, count: int, *, before: bool = False) -> None:
         """So many more are done; `before`: by an earlier try, which says nothing of the time left."""
         self.done += count
-        self._before += count * before
+        if before or self._before == self.done - count == 0:
+            self._before, self._began = self.done, time.monotonic()
         if self.console.is_terminal:
             self._bar.update(self._task, completed=self.done)
             return

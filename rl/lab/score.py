@@ -28,17 +28,17 @@ from rl.lab.stored import Chunk, Stored
 HELP = "stored attempts under other rewards: what would have been learnt from?"
 MOST_ATTEMPTS = 10
 FIGURES = {
-    "dead_groups": "dead groups",
-    "inversion_rate": "inversion rate",
+    "dead_groups": "dead",
+    "inversion_rate": "inverted",
     "tie_rate": "ties",
-    "rank_correlation": "rank correlation",
-    "length_bias": "length bias",
+    "rank_correlation": "rank",
+    "length_bias": "length",
 }
 NOTE = (
-    "Dead groups: share whose attempts all have advantage 0. Inversion rate: of the pairs of a right and a wrong "
-    "attempt of one group, those in which the wrong one has more advantage; ties: as much. Rank correlation: "
-    "Spearman's, of score and true score. Length bias: correlation of advantage with sampled tokens among attempts "
-    "of one group that are equally right; above 0, longer is paid more."
+    "Dead: share of groups in which no attempt has an advantage. Inverted: of the pairs of a right and a wrong attempt "
+    "of one group, those in which the wrong one has more advantage; ties: as much. Rank: Spearman's correlation of "
+    "score and true score. Length: correlation of advantage with sampled tokens among attempts of one group that are "
+    "equally right; above 0, longer is paid more."
 )
 
 

@@ -83,6 +83,7 @@ def code() -> str:
 
 def _each(chunks: Sequence[Chunk], shapings: Sequence[Shaping], processes: int) -> Iterator[tuple[Chunk, Found]]:
     if processes <= 1:
+        _stored.cache_clear()
         for chunk in chunks:
             yield chunk, score_chunk(chunk, shapings)
         return

@@ -89,11 +89,13 @@ class Stored:
         """The groups of these leases. Raises ValueError where the task of one is not what it was."""
         granted = self._granted(leases)
         found: dict[int, list[tuple[int, Member]]] = {lease: [] for lease in leases}
+        tasks: dict[int, Task] = {}
         for table in self._tables(leases):
             for lease, number, member in _members(table):
-                index, version, digest = granted[lease]
                 if member.episode.outcome.valid:
-                    member.episode.task = self._task(member.episode, lease, index, version, digest)
+                    if lease not in tasks:
+                        tasks[lease] = self._task(member.episode, lease, *granted[lease])
+                    member.episode.task = tasks[lease]
                 found[lease].append((number, member))
         for lease, numbered in found.items():
             members = [member for _, member in sorted(numbered, key=lambda pair: pair[0])]

@@ -108,6 +108,8 @@ def test_a_real_run_scored_by_its_own_rewards_gets_its_own_scores_and_advantages
     driven.prepare(tmp_path)
     driven.drive(tmp_path, "real", ["train.steps=3"], None)
     folder = tmp_path / "real"
+    settings = config.load(tmp_path / "run.yaml", [f"runs={tmp_path}", "name=real", "train.steps=3"])
+    config.save(settings, folder / "config.yaml")
     attempts, shaped = scoring.columns(
         [found for found, _ in _all(folder, shaping(tmp_path, "own", OUTCOME))], [_one(tmp_path, OUTCOME)]
     )
@@ -247,7 +249,7 @@ def test_the_command_prints_figures_and_says_what_is_wrong(tmp_path: Path, capsy
     assert cli.main([*words, "--out", str(tmp_path / "o"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["shapings"]["truth"]["dead_groups"] == 0.5
     assert cli.main(words) == 0
-    assert "inversion rate" in capsys.readouterr().out
+    assert "Share of the variance" in capsys.readouterr().out
     assert (run.parent / "lab").is_dir()
     assert cli.main(["lab", "score", str(tmp_path / "none"), "--rewards", file]) == 2
     said = capsys.readouterr().err
