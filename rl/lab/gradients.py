@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rl import filters
 from rl.interference import Gradient
-from rl.lab.scoring import shape
+from rl.lab.scoring import NO_SCORE, shape
 from rl.lab.shapings import Shaping
 from rl.lab.stored import Stored
 from rl.store import Run
@@ -36,6 +36,8 @@ def cosines(stored: Stored, shapings: Sequence[Shaping]) -> Cosines:
     for shaping in shapings:
         gradient.algorithm = shaping.rule(stored.settings)
         for group in groups:
+            for member in group.members:
+                member.score = NO_SCORE if member.episode.outcome.valid else None
             shape(group, shaping, gradient.algorithm)
         own: dict[str, Tensor] = {}
         for world in sorted({group.world for group in groups}):
@@ -43,7 +45,7 @@ def cosines(stored: Stored, shapings: Sequence[Shaping]) -> Cosines:
             if teaching:
                 count, mean = gradient(teaching)
                 own[world] = mean * count
-        found[shaping.name] = {"all": sum(own.values()), **own} if own else {}  # type: ignore[dict-item]
+        found[shaping.name] = {"all": sum(own.values()), **own} if own else {}
     worlds = ["all", *sorted({group.world for group in groups})]
     return {world: {a: {b: _cosine(found[a], found[b], world) for b in found} for a in found} for world in worlds}
 

@@ -47,12 +47,12 @@ def scored(played: Sequence[Played], shaping: Shaping) -> list[Judged]:
     """Attempts of one world under a shaping, each group scored together, with what gold and an honest failure get."""
     found: list[Judged] = []
     groups: dict[str, list[Played]] = {}
-    for one in played:
-        groups.setdefault(one.plan.group, []).append(one)
+    for attempt in played:
+        groups.setdefault(attempt.plan.group, []).append(attempt)
     for own in groups.values():
-        members = [Member(Trajectory(), one.episode) for one in own]
+        members = [Member(Trajectory(), attempt.episode) for attempt in own]
         scoring.score([member for member in members if member.episode.outcome.valid], shaping)
-        judged = [Judged(one, m.score.value if m.score else None) for one, m in zip(own, members, strict=True)]
+        judged = [Judged(a, m.score.value if m.score else None) for a, m in zip(own, members, strict=True)]
         gold, failure = median(judged, "gold", "honest"), median(judged, "wrong")
         known = [one for one in judged if one.score is not None]
         for one, rank in zip(known, ranks(-np.array([one.score for one in known], dtype=float)), strict=True):

@@ -94,12 +94,13 @@ def _duplicates(shaping: Shaping, attempts: Attempts, shaped: Shaped) -> Told:
 
 def _blown(shaping: Shaping, attempts: Attempts, shaped: Shaped) -> Told:
     """Groups whose attempts are all equally right, where a small difference gets an advantage as large as truth's."""
-    equal, mixed = [], []
+    equal: list[tuple[float, float, Array]] = []
+    mixed: list[tuple[float, float, Array]] = []
     for own_N in members(attempts.group_N):
         advantage = float(np.abs(shaped.advantage_N[own_N]).mean())
         if advantage > 0:
-            figures = float(shaped.score_N[own_N].std()), advantage
-            (equal if len(set(attempts.solved_N[own_N].tolist())) == 1 else mixed).append((*figures, own_N))
+            alike = len(set(attempts.solved_N[own_N].tolist())) == 1
+            (equal if alike else mixed).append((float(shaped.score_N[own_N].std()), advantage, own_N))
     if not equal or not mixed:
         return
     deviation, advantage = (float(np.median([one[place] for one in mixed])) for place in (0, 1))

@@ -167,12 +167,15 @@ def test_a_configuration_gives_its_worlds_with_their_arguments(tmp_path: Path) -
 
 
 @pytest.mark.docker
-def test_the_command_audits_a_real_world_in_sandboxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_audits_worlds_in_sandboxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sums.py").write_text(SUMS)
     honest, bad = shaping(tmp_path, "honest", OUTCOME), shaping(tmp_path, "bad", "rewards: {format: {pattern: x}}")
-    words = ["lab", "audit", "math", "--tasks", "2", "--out", str(tmp_path / "out"), "--json", "--rewards"]
-    assert cli.main([*words, honest]) == 0
-    kinds = json.loads(capsys.readouterr().out)["shapings"]["honest"]["worlds"]["math"]["kinds"]
+    words = ["--tasks", "2", "--out", str(tmp_path / "out"), "--json", "--rewards", honest]
+    assert cli.main(["lab", "audit", str(tmp_path / "sums.py"), *words]) == 0
+    assert json.loads(capsys.readouterr().out)["failed"] == []
+    assert cli.main(["lab", "audit", "math", *words, bad]) == 1
+    found = load(tmp_path / "out")
+    kinds = found.figures["shapings"]["honest"]["worlds"]["math"]["kinds"]
     assert kinds["exploit"]["wrong_paid"] == 0 and kinds["exploit"]["wrong_unpaid"] > 10
     assert kinds["gold"]["right_paid"] == 2 and kinds["honest"]["right_unpaid"] == 0
-    assert cli.main([*words, bad]) == 1
-    assert load(tmp_path / "out").figures["failed"] == ["bad"]
+    assert found.figures["failed"] == ["bad"] and "world/math" in found.hashes
