@@ -55,6 +55,8 @@ class Row:
     tried: int
     """Attempts that the policy ended."""
     solved: int
+    digest: str = ""
+    """Content hash of the task, where it is known whole: not where a group was read back."""
 
     @classmethod
     def of(cls, group: Group, *, trained: bool = False) -> Row:
@@ -71,6 +73,7 @@ class Row:
             level=task.level,
             tried=len(group.earned),
             solved=sum(bool(member.episode.facts["solved"]) for member in group.earned),
+            digest=task.content_hash if task.messages or task.given or task.hidden else "",
         )
 
 
