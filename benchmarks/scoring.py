@@ -25,7 +25,7 @@ from rl.algorithms import load
 from rl.config import RunConfig
 from rl.lab import shapings
 from rl.lab.progress import Bar
-from rl.lab.score import score
+from rl.lab.rescore import score
 from rl.store import Run
 from rl.trajectory import Group
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -43,6 +43,17 @@ class Chunk:
     run: str
     leases: tuple[int, ...]
     attempts: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease, and the digest of its task, where there is one."""
+
+    id: int
+    world: str
+    index: int
+    version: int
     digest: str
 
 
@@ -94,13 +105,12 @@ class Stored:
             for lease, number, member in _members(table):
                 if member.episode.outcome.valid:
                     if lease not in tasks:
-                        tasks[lease] = self._task(member.episode, lease, *granted[lease])
+                        tasks[lease] = self._task(member.episode, granted[lease])
                     member.episode.task = tasks[lease]
                 found[lease].append((number, member))
         for lease, numbered in found.items():
             members = [member for _, member in sorted(numbered, key=lambda pair: pair[0])]
-            world = next((m.episode.task.world for m in members), "")
-            yield Group(lease, world, granted[lease][1], members)
+            yield Group(lease, granted[lease].world, granted[lease].version, members)
 
     def attempt(self, lease: int, number: int) -> dict[str, Any]:
         """One attempt as it was stored, by column."""
@@ -114,14 +124,14 @@ class Stored:
         """The configuration that was in force."""
         return stages.at(self.settings, version)
 
-    def _granted(self, leases: Sequence[int]) -> dict[int, tuple[int, int, str]]:
-        """Place in the stream, version and digest of the task, by lease."""
+    def _granted(self, leases: Sequence[int]) -> dict[int, Granted]:
         marks = ",".join("?" * len(leases))
         rows = self._db.execute(
-            f"select id, task_index, version, account from lease where id in ({marks})", tuple(leases)
-        ).fetchall()
+            f"select id, world, task_index, version, account from lease where id in ({marks})", tuple(leases)
+        )
         return {
-            id: (index, version, json.loads(account or "{}").get("digest", "")) for id, index, version, account in rows
+            id: Granted(id, world, index, version, json.loads(account or "{}").get("digest", ""))
+            for id, world, index, version, account in rows.fetchall()
         }
 
     def _tables(self, leases: Sequence[int]) -> Iterator[pa.Table]:
@@ -139,20 +149,19 @@ class Stored:
         if held:
             yield pa.Table.from_batches([unpack(row) for (row,) in held]).select(columns)
 
-    def _task(self, episode: Episode, lease: int, index: int, version: int, digest: str) -> Task:
+    def _task(self, episode: Episode, lease: Granted) -> Task:
         """The task again, whole. Raises ValueError where it is another."""
-        name, key = episode.task.world, episode.task.key
-        where = f"{self.folder}, lease {lease}: world {name}"
+        key = episode.task.key
+        where = f"{self.folder}, lease {lease.id}: world {lease.world}"
         try:
-            task = self._world(name, version).task("train", index)
+            task = self._world(lease.world, lease.version).task("train", lease.index)
         except Exception as error:  # a world is a plug-in: what its code raises cannot be foreseen
-            raise ValueError(f"{where} cannot make task {index} again: {type(error).__name__}: {error}") from None
+            raise ValueError(f"{where} cannot make task {lease.index} again: {type(error).__name__}: {error}") from None
+        task = replace(task, world=lease.world)
         told = [dict(message) for message in task.messages]
         if task.key != key:
-            raise ValueError(
-                f"{where} makes {task.key!r} of task {index}; expected {key!r}: its code or data are others"
-            )
-        if task.content_hash != digest if digest else episode.messages[: len(told)] != told:
+            raise ValueError(f"{where} makes {task.key!r} again for {key!r}: its code or data are others now")
+        if task.content_hash != lease.digest if lease.digest else episode.messages[: len(told)] != told:
             raise ValueError(f"{where} makes another {key!r} than was played: its code or data are others now")
         return task
 

@@ -9,7 +9,7 @@ import pytest
 from rl import cli
 from rl.check import worlds
 from rl.lab import plays, shapings
-from rl.lab.audit import Place, judge, places, play_world
+from rl.lab.confusion import Place, judge, places, play_world
 from rl.lab.document import Document, load, save
 from tests.rl.lab.stores import shaping
 
@@ -103,6 +103,11 @@ def test_a_planted_bad_reward_pays_an_exploit_and_is_caught_an_honest_one_is_not
     assert attempt.scores["polite"] == 0.5 and attempt.ranks["honest"] == 2 and not attempt.solved
     save(document, tmp_path / "out")
     assert load(tmp_path / "out") == document
+
+
+def test_attempts_at_one_task_are_scored_as_one_group(tmp_path: Path) -> None:
+    document = audited(tmp_path, {"brief": "rewards: {outcome: {}, length_group: {}}"})
+    assert document.figures["shapings"]["brief"]["worlds"]["sums"]["gold"] > 1
 
 
 def test_a_grader_that_is_fooled_makes_the_outcome_itself_fail(tmp_path: Path) -> None:

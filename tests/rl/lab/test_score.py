@@ -16,7 +16,7 @@ from envs import Outcome
 from rl import cli, config
 from rl.lab import scoring, shapings
 from rl.lab.document import Document, load
-from rl.lab.score import score
+from rl.lab.rescore import score
 from rl.lab.stored import Stored
 from rl.store import Run
 from tests.rl import driven
@@ -106,9 +106,10 @@ def test_an_enforced_filter_of_the_run_leaves_attempts_out_here_as_well(tmp_path
 
 def test_a_real_run_scored_by_its_own_rewards_gets_its_own_scores_and_advantages(tmp_path: Path) -> None:
     driven.prepare(tmp_path)
-    driven.drive(tmp_path, "real", ["train.steps=3"], None)
+    dapo = ["train.steps=3", "algorithm.name=dapo"]
+    driven.drive(tmp_path, "real", dapo, None)
     folder = tmp_path / "real"
-    settings = config.load(tmp_path / "run.yaml", [f"runs={tmp_path}", "name=real", "train.steps=3"])
+    settings = config.load(tmp_path / "run.yaml", [f"runs={tmp_path}", "name=real", *dapo])
     config.save(settings, folder / "config.yaml")
     attempts, shaped = scoring.columns(
         [found for found, _ in _all(folder, shaping(tmp_path, "own", OUTCOME))], [_one(tmp_path, OUTCOME)]

@@ -10,7 +10,7 @@ from rewards import Score
 from rl import config
 from rl.lab import shapings
 from rl.lab.document import Document
-from rl.lab.score import score
+from rl.lab.rescore import score
 from rl.learner import Learner, Settings
 from rl.store import Run
 from rl.trajectory import Group, Member, Trajectory
