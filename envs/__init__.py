@@ -194,7 +194,7 @@ class ToolCall:
     body: str
 
 
-_TOOL_CALL = re.compile(r"<tool: ([a-z_]+)>\n(.*?)\n?</tool>", re.DOTALL)
+_TOOL_CALL = re.compile(r"<tool: ([\w.-]+)>\n(.*?)\n?</tool>", re.DOTALL)
 
 
 def tool_call(action: str) -> ToolCall | None:
@@ -203,7 +203,7 @@ def tool_call(action: str) -> ToolCall | None:
     return ToolCall(*calls[0]) if len(calls) == 1 else None
 
 
-_NOT_WORLDS = ("exploits", "rows", "sandboxes", "verifiers")
+_NOT_WORLDS = ("adapters", "define", "exploits", "rows", "sandboxes", "tools", "verifiers")
 
 
 def available() -> list[str]:
