@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import envs
-from envs import Message, World
+from envs import Message, World, find
 from rl.config import RunConfig, plain
 
 VERSION = 1
@@ -41,7 +41,7 @@ def ensure(settings: RunConfig, page: Progress) -> tuple[Path, float]:
         "context": settings.policy.context,
         **plain(settings.warmstart),
     }
-    depends["worlds"] = {name: dict(world.args) for name, world in settings.worlds.items()}
+    depends["worlds"] = {name: _depends(settings, name) for name in settings.worlds}
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(settings.warmstart.cache) / digest
     if not (folder / "warmstart.json").is_file():
@@ -55,6 +55,13 @@ def ensure(settings: RunConfig, page: Progress) -> tuple[Path, float]:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return folder, float(json.loads((folder / "warmstart.json").read_text())["seconds"])
+
+
+def _depends(settings: RunConfig, world: str) -> dict[str, Any]:
+    """What decides a world's demonstrations: what plays it, its code, its arguments, and files among them."""
+    ref, args = settings.plays(world), dict(settings.worlds[world].args)
+    files = {name: find.of_data(value) for name, value in args.items() if isinstance(value, str)}
+    return {"world": ref, "code": find.digest(ref), "args": args, "files": files}
 
 
 def demonstrations(worlds: dict[str, World], error_rate: float) -> Iterator[list[Message]]:
@@ -76,7 +83,10 @@ def _make(settings: RunConfig, folder: Path, page: Progress) -> float:
     warm = settings.warmstart
     torch.set_num_threads(THREADS)
     torch.manual_seed(settings.seed)
-    worlds = {name: envs.load(name).World(None, seed=settings.seed, **w.args) for name, w in settings.worlds.items()}
+    worlds = {
+        name: envs.load(settings.plays(name)).World(None, seed=settings.seed, **world.args)
+        for name, world in settings.worlds.items()
+    }
     sample = list(itertools.islice(demonstrations(worlds, warm.error_rate), TOKENIZER_DEMONSTRATIONS))
     roles = [f"{m['role']}: {m['name']}" if m["role"] == "tool" else m["role"] for demo in sample for m in demo]
     tokenizer = tiny.train_tokenizer([*(m["content"] for demo in sample for m in demo), *roles], warm.vocab)
