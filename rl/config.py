@@ -24,7 +24,6 @@ from policy import engines
 from rl import algorithms, filters, stages
 from rl.stages import DifficultyConfig, StageConfig
 
-
 PLUGINS = ("worlds", "rewards", "filters")
 
 

@@ -36,6 +36,6 @@ def build(name: str, pool: SandboxPool, args: Mapping[str, Any]) -> World:
 def shared_digest() -> str:
     """Hex digest over what the verifiers of all worlds share, and over the check itself."""
     root = Path(envs.__file__).parent
-    folders = [root / "verifiers", root / "rows", root / "exploits", Path(__file__).parent]
-    own = [root / name for name in ("__init__.py", "define.py", "find.py", "tools.py")]
+    folders = [root / "define", root / "verifiers", root / "rows", root / "exploits", Path(__file__).parent]
+    own = [root / name for name in ("__init__.py", "find.py", "tools.py")]
     return of_files([*own, *sorted(path for folder in folders for path in folder.rglob("*.py"))])
