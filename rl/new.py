@@ -62,7 +62,7 @@ class World:
         """Move the robot.
 
         Args:
-            way: east makes the first number larger, north the second
+            way: east adds to the first number, north to the second
             steps: how far
         """
         x, y = (at + steps * by for at, by in zip((self.x, self.y), WAYS[way], strict=True))

@@ -26,7 +26,7 @@ def move(direction: Literal["east", "west"], steps: int = 1, label: str | None =
 
     Args:
         direction: where to
-        steps (int, optional): how far
+        steps: how far
         label: what to call it
 
     Returns:
@@ -60,7 +60,11 @@ def submit() -> str:
 
 class Robot:
     def go(self, steps: int, sandbox: Any) -> str:
-        """Go."""
+        """Go.
+
+        Arguments:
+            steps (int): how far
+        """
         return ""
 
 
@@ -80,11 +84,8 @@ def test_schemas_are_those_of_transformers(function: Callable[..., Any]) -> None
 def test_a_method_without_self_and_what_is_handed_in() -> None:
     for function in (Robot.go, Robot().go):
         made = Tool.of(function, leave_out=["sandbox"])
-        assert made.parameters == {
-            "type": "object",
-            "properties": {"steps": {"type": "integer"}},
-            "required": ["steps"],
-        }
+        steps = {"type": "integer", "description": "how far"}
+        assert made.parameters == {"type": "object", "properties": {"steps": steps}, "required": ["steps"]}
 
 
 def no_hint(item) -> None:  # type: ignore[no-untyped-def]
@@ -195,6 +196,6 @@ def test_schemas_of_others_are_taken() -> None:
     with pytest.raises(BadCall, match="find: n: got"):
         call(openai("find", {"n": "x"}), tools)
     assert Tool.read(TOOLS["move"].schema) == TOOLS["move"]
-    assert '"name": "find"' in prompt(list(tools.values()))
+    assert '"name":"find"' in prompt(list(tools.values()))
     with pytest.raises(ValueError, match="expected a schema with `name`"):
         Tool.read({"title": "x"})
