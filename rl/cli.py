@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,7 +136,7 @@ def _train(args: argparse.Namespace) -> int:
     if code == 0:
         print(f"done; see it with: rl report {settings.folder}")
     else:
-        print(f"stopped; go on with: rl train {' '.join([args.config, *args.overrides])} --resume")
+        print(f"stopped; go on with: rl train {shlex.join([args.config, *args.overrides])} --resume")
     return code
 
 
