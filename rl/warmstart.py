@@ -33,8 +33,8 @@ class Progress(Protocol):
     def progress(self, done: int, total: int, note: str = "") -> None: ...
 
 
-def ensure(settings: RunConfig, page: Progress) -> tuple[Path, float]:
-    """The warm-started policy's folder, made now or before, and the seconds that making it took."""
+def place(settings: RunConfig) -> tuple[Path, dict[str, Any]]:
+    """The warm-started policy's folder in the cache, there or not, and what its name is a digest of."""
     depends = {
         "version": VERSION,
         "seed": settings.seed,
@@ -43,9 +43,14 @@ def ensure(settings: RunConfig, page: Progress) -> tuple[Path, float]:
     }
     depends["worlds"] = {name: _depends(settings, name) for name in settings.worlds}
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(settings.warmstart.cache) / digest
+    return Path(settings.warmstart.cache) / digest, depends
+
+
+def ensure(settings: RunConfig, page: Progress) -> tuple[Path, float]:
+    """The warm-started policy's folder, made now or before, and the seconds that making it took."""
+    folder, depends = place(settings)
     if not (folder / "warmstart.json").is_file():
-        draft = folder.with_name(f".{digest}.{os.getpid()}")
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(draft, ignore_errors=True)
         try:
             seconds = _make(settings, draft, page)

@@ -1,4 +1,4 @@
-"""Worlds are found by name, by dotted module and by file; what is wrong with one is a sentence; digests follow sources."""
+"""Worlds are found by name, by dotted module and by file; a bad one is one sentence; digests follow sources."""
 
 import sys
 from pathlib import Path

@@ -71,8 +71,8 @@ BAD = {
     "a path as a name": (
         GOOD,
         ["worlds={./chess.py: {}}"],
-        "got './chess.py' as the name of a world; expected letters, digits, _ and -, and what plays it in its key `world`, "
-        "as in worlds={chess: {world: ./chess.py}}",
+        "got './chess.py' as the name of a world; expected letters, digits, _ and -, and what plays it in "
+        "its key `world`, as in worlds={chess: {world: ./chess.py}}",
     ),
     "another world in a stage": (
         GOOD,
