@@ -1,7 +1,8 @@
 """The vocabulary of worlds: what is tried, what was said, what happened, how it ended.
 
 A world is one file (or folder) in this package that exports `World`. It states facts and never judges them, and it
-knows nothing of tokens, models or rewards. To add one, write `envs/<name>.py`; `load("<name>")` finds it.
+knows nothing of tokens, models or rewards. To add one, write `envs/<name>.py`, shortest by `envs/define.py`;
+`load("<name>")` finds it, as it does a dotted module or a Python file elsewhere.
 
     world = load("math").World(sandboxes=pool, python_tool=True)
     task = world.task("train", 17)            # deterministic: same split and index, same task
@@ -23,16 +24,17 @@ Errors (a failure of the machinery, never a reward):
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import pkgutil
 import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from types import ModuleType
 from typing import Any, Literal, Protocol
+
+from envs.find import available as available
+from envs.find import load as load
+from envs.find import short as short
 
 Message = dict[str, str]
 """One chat message: `role` (system, user, assistant, tool), `content`, and `name` where the role is tool."""
@@ -194,25 +196,10 @@ class ToolCall:
     body: str
 
 
-_TOOL_CALL = re.compile(r"<tool: ([a-z_]+)>\n(.*?)\n?</tool>", re.DOTALL)
+_TOOL_CALL = re.compile(r"<tool: ([\w.-]+)>\n(.*?)\n?</tool>", re.DOTALL)
 
 
 def tool_call(action: str) -> ToolCall | None:
     """The single tool call of an action in CWM's syntax (`<tool: NAME>` newline, free text, `</tool>`), else None."""
     calls = _TOOL_CALL.findall(action)
     return ToolCall(*calls[0]) if len(calls) == 1 else None
-
-
-_NOT_WORLDS = ("exploits", "rows", "sandboxes", "verifiers")
-
-
-def available() -> list[str]:
-    """Names of the worlds in this package."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_WORLDS)
-
-
-def load(name: str) -> ModuleType:
-    """The module of one world. Raises ValueError (got, available) where there is none."""
-    if name not in available():
-        raise ValueError(f"there is no world {name!r}; available: {', '.join(available())}")
-    return importlib.import_module(f"envs.{name}")

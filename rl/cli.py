@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
         module.arguments(action)
         action.set_defaults(run=module.run)
 
+    new = commands.add_parser("new", help="begin a world of your own: one file and its test")
+    new.add_argument("what", choices=["env"], help="env: a world")
+    new.add_argument("name", metavar="NAME", help="what it is called, as in chess")
+    new.add_argument("--tools", action="store_true", help="with tools and several turns")
+    new.set_defaults(run=_new)
+
     sandbox = commands.add_parser("sandbox", help="look after sandboxes")
     sandbox.add_argument("action", choices=["reap"], help="reap: remove the containers of runs that are gone")
     sandbox.set_defaults(run=_sandbox)
@@ -129,7 +136,7 @@ def _train(args: argparse.Namespace) -> int:
     if code == 0:
         print(f"done; see it with: rl report {settings.folder}")
     else:
-        print(f"stopped; go on with: rl train {' '.join([args.config, *args.overrides])} --resume")
+        print(f"stopped; go on with: rl train {shlex.join([args.config, *args.overrides])} --resume")
     return code
 
 
@@ -199,6 +206,13 @@ def _tasks(args: argparse.Namespace) -> int:
         cache=Path(args.cache),
         as_json=args.json,
     )
+
+
+def _new(args: argparse.Namespace) -> int:
+    from rl import new
+
+    print(new.environment(args.name, tools=args.tools))
+    return 0
 
 
 def _sandbox(args: argparse.Namespace) -> int:

@@ -64,7 +64,7 @@ async def _worlds_ready(config: RunConfig) -> None:
     )
     try:
         for name, given in config.worlds.items():
-            world = envs.load(name).World(pool, **given.args)
+            world = envs.load(config.plays(name)).World(pool, **given.args)
             if hasattr(world, "ready"):
                 await world.ready()
             await world.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from envs import sandboxes
 from policy import engines
 from rl import algorithms, filters, stages
 from rl.stages import DifficultyConfig, StageConfig
+
+PLUGINS = ("worlds", "rewards", "filters")
 
 
 class ConfigError(ValueError):
@@ -63,6 +66,8 @@ class WarmStart:
 class WorldConfig:
     weight: float = 1.0
     """Share of the tokens trained on, relative to the other worlds: see rl/mix.py."""
+    world: str = ""
+    """What plays it: a name out of envs/ or envs/adapters/, a dotted module, or a Python file; empty: its own name."""
     args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the world itself: see `World` in envs/<name>."""
     difficulty: DifficultyConfig = field(default_factory=DifficultyConfig)
@@ -180,19 +185,26 @@ class RunConfig:
     def folder(self) -> Path:
         return Path(self.runs) / self.name
 
+    def plays(self, world: str) -> str:
+        """What `envs.load` takes for one of the worlds."""
+        return self.worlds[world].world or world
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read, merge and check. Raises ConfigError."""
     if not Path(path).is_file():
         raise ConfigError(f"there is no configuration file {path}; available: {', '.join(_shipped()) or 'none'}")
-    _overrides(overrides)
+    over = _overrides(overrides)
     try:
         read = OmegaConf.load(path)
         if not isinstance(read, DictConfig):
             raise ConfigError(f"{path} holds a list; expected keys and values")
-        given = cast(DictConfig, OmegaConf.merge(read, OmegaConf.from_dotlist(list(overrides))))
+        whole = {name for override in overrides if (name := override.partition("=")[0]) in PLUGINS}
+        for name in whole & set(read):
+            del read[name]  # what is set as a whole is not merged with the file's
+        given = cast(DictConfig, OmegaConf.merge(read, over))
         _known(given, OmegaConf.structured(RunConfig), "")
-        defaults = RunConfig(rewards={} if "rewards" in read else _default_rewards())
+        defaults = RunConfig(rewards={} if "rewards" in {*read, *whole} else _default_rewards())
         merged = OmegaConf.merge(OmegaConf.structured(defaults), given)
         config = cast(RunConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
@@ -210,10 +222,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def values(overrides: Sequence[str]) -> dict[str, Any]:
     """`key=value` by itself, values as YAML. Raises ConfigError."""
-    _overrides(overrides)
     try:
-        found = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True)
-    except Exception as error:  # of OmegaConf or of its YAML parser
+        found = OmegaConf.to_container(_overrides(overrides), resolve=True)
+    except OmegaConfBaseException as error:
         raise ConfigError(f"got {' '.join(overrides)}: {_sentence(error)}") from None
     return cast("dict[str, Any]", found)
 
@@ -232,10 +243,16 @@ def mapping(path: str | Path) -> dict[str, Any]:
     return cast("dict[str, Any]", found)
 
 
-def _overrides(given: Sequence[str]) -> None:
+def _overrides(given: Sequence[str]) -> DictConfig:
     for override in given:
         if "=" not in override.lstrip("="):
             raise ConfigError(f"got override {override!r}; expected key=value, as in learner.lr=1e-4")
+        try:
+            OmegaConf.from_dotlist([override])
+        except Exception as error:  # of OmegaConf or of its YAML parser
+            hint = "; YAML wants a space after each colon" if ":" in override else ""
+            raise ConfigError(f"got override {override!r}: {_sentence(error)}{hint}") from None
+    return OmegaConf.from_dotlist(list(given))
 
 
 def save(config: RunConfig, path: Path) -> None:
@@ -271,7 +288,7 @@ def _known(given: DictConfig, schema: DictConfig, prefix: str) -> None:
         below = given._get_node(key)
         if isinstance(below, ListConfig) and isinstance(schema._get_node(name), DictConfig):
             raise ConfigError(f"{prefix}{name} holds a list; expected keys and values")
-        plugins = name in ("worlds", "rewards", "filters", "args")
+        plugins = name in (*PLUGINS, "args")
         if isinstance(below, DictConfig) and not plugins:
             inner = schema._get_node(name)
             if isinstance(inner, DictConfig):
@@ -300,15 +317,8 @@ def _check(config: RunConfig) -> None:
     if not config.worlds:
         raise ConfigError(f"no worlds are configured; available: {', '.join(envs.available())}")
     try:
-        for name, world in config.worlds.items():
-            world.difficulty.check(f"worlds.{name}.difficulty")
-            _arguments(f"worlds.{name}.args", envs.load(name).World, world.args, skip=("self", "sandboxes", "seed"))
-            if world.weight < 0:
-                raise ConfigError(f"got worlds.{name}.weight={world.weight}; expected zero or more")
-            try:
-                envs.load(name).World(None, **world.args)
-            except TypeError as error:
-                raise ConfigError(f"worlds.{name}.args: {error}") from None
+        for name in config.worlds:
+            _world(config, name)
         for name, settings in config.rewards.items():
             reward = rewards.load(settings.get("reward", name))
             _arguments(f"rewards.{name}", reward, settings, skip=("episode", "episodes"), also=rewards.KEYS)
@@ -334,6 +344,25 @@ def _check(config: RunConfig) -> None:
             f"policy.model: there is no Hugging Face model in {config.policy.model!r}; "
             "expected a folder with config.json"
         )
+
+
+def _world(config: RunConfig, name: str) -> None:
+    """One world: what plays it can be made, with these arguments. Raises ValueError."""
+    world, ref = config.worlds[name], config.plays(name)
+    if re.fullmatch(r"[A-Za-z_][\w-]*", name) is None:
+        raise ConfigError(
+            f"got {name!r} as the name of a world; expected letters, digits, _ and -, and what plays it in its key "
+            f"`world`, as in worlds={{{envs.short(name)}: {{world: {name}}}}}"
+        )
+    world.difficulty.check(f"worlds.{name}.difficulty")
+    make = envs.load(ref).World
+    _arguments(f"worlds.{name}.args", make, world.args, skip=("self", "sandboxes", "seed"))
+    if world.weight < 0:
+        raise ConfigError(f"got worlds.{name}.weight={world.weight}; expected zero or more")
+    try:
+        make(None, **world.args)
+    except TypeError as error:
+        raise ConfigError(f"worlds.{name}.args: {error}") from None
 
 
 def _callable(where: str, check: Any, name: str, args: Mapping[str, Any]) -> None:

@@ -82,7 +82,8 @@ class Difficulty:
     def _place(self, world: str, args: dict[str, Any]) -> Any:
         known = f"{world} {args!r}"
         if known not in self._places:
-            self._places[known] = envs.load(world).World(None, seed=self.settings.seed, **args)
+            place = envs.load(self.settings.plays(world))
+            self._places[known] = place.World(None, seed=self.settings.seed, **args)
         return self._places[known]
 
 

@@ -39,7 +39,7 @@ class Local:
         now = stages.at(self.config, version) if split == "train" else self.config
         place, settings = self.worlds[world], self.config.rollout
         try:
-            task = rollout.task_of(place, split, index)
+            task = rollout.task_of(place, split, index, world)
         except MachineryError as error:
             return Group(lease, world, version, rollout.unplayed(world, split, index, error))
         limits = rollout.limits(self.config, place)

@@ -34,7 +34,8 @@ class Quarantine:
         if key not in self.barred:
             return False
         if key not in self._worlds:
-            self._worlds[key] = envs.load(world).World(None, **{"seed": self.settings.seed, **args})
+            place = envs.load(self.settings.plays(world))
+            self._worlds[key] = place.World(None, **{"seed": self.settings.seed, **args})
         return self._worlds[key].task(split, index).content_hash in self.barred[key]
 
 
@@ -49,12 +50,13 @@ def read(settings: RunConfig) -> tuple[Quarantine, list[str]]:
     views = [settings, *(view for n in range(len(settings.stages)) for view in stages.views(settings, n))]
     played = {_key(name, world.args): (name, world) for view in views for name, world in view.worlds.items()}
     for key, (name, world) in played.items():
-        path = results.place(settings.runs, name, results.config_digest(name, world.args))
+        ref = world.world or name
+        path = results.place(settings.runs, ref, results.config_digest(ref, world.args))
         if not path.is_file():
             continue
         found = _loaded(path)
-        if changed := _changed(found, name, world.args, settings):
-            words = " ".join([name, *(f"{key}={value}" for key, value in world.args.items())])
+        if changed := _changed(found, ref, world.args, settings):
+            words = " ".join([ref, *(f"{key}={value}" for key, value in world.args.items())])
             again = f"rl check {words} --image {settings.rollout.image}"
             lines.append(f"{name}: {path} is not used, since {changed} changed; check again with: {again}")
             continue
@@ -86,9 +88,9 @@ def _loaded(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is no result of rl check; expected its JSON; remove it, or check again")
 
 
-def _changed(found: Mapping[str, Any], name: str, args: Mapping[str, Any], settings: RunConfig) -> str:
+def _changed(found: Mapping[str, Any], ref: str, args: Mapping[str, Any], settings: RunConfig) -> str:
     """What a result was made from and is no longer so, in words; empty where nothing changed."""
-    now = results.inputs(name, dict(args))
+    now = results.inputs(ref, dict(args))
     words = {"world": "the world's code", "verifiers": "the verifiers' code", "files": "its data"}
     changed = [plain for key, plain in words.items() if found["hashes"][key] != now[key]]
     if settings.rollout.backend != "bubblewrap" and found["image"] != settings.rollout.image:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import rewards
@@ -271,10 +271,13 @@ async def play_group(
     return [one for tries in played for one in tries]
 
 
-def task_of(world: World, split: Split, index: int) -> Task:
-    """The task at `index` of a world's stream. Raises EnvCrashed where the world's own code fails at it."""
+def task_of(world: World, split: Split, index: int, name: str | None = None) -> Task:
+    """The task at `index` of a world's stream, as one of what a run calls `name`. Raises EnvCrashed where the world's
+    own code fails at it.
+    """
     try:
-        return world.task(split, index)
+        task = world.task(split, index)
+        return task if name in (None, task.world) else replace(task, world=name)
     except Exception as error:
         raise EnvCrashed(f"task {index} of {split} could not be made: {type(error).__name__}: {error}") from error
 

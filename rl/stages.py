@@ -128,7 +128,7 @@ def check(settings: RunConfig) -> None:
                     f"stages[{n}].worlds has {world}, not among the run's worlds; available: "
                     f"{', '.join(settings.worlds)}"
                 )
-            names = [f.name for f in fields(settings.worlds[world])]
+            names = [f.name for f in fields(settings.worlds[world]) if f.name != "world"]
             if unknown := sorted(set(changes) - set(names)):
                 raise ValueError(f"unknown key stages[{n}].worlds.{world}.{unknown[0]}; available: {', '.join(names)}")
 

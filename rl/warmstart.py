@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import envs
-from envs import Message, World
+from envs import Message, World, find
 from rl.config import RunConfig, plain
 
 VERSION = 1
@@ -33,19 +33,24 @@ class Progress(Protocol):
     def progress(self, done: int, total: int, note: str = "") -> None: ...
 
 
-def ensure(settings: RunConfig, page: Progress) -> tuple[Path, float]:
-    """The warm-started policy's folder, made now or before, and the seconds that making it took."""
+def place(settings: RunConfig) -> tuple[Path, dict[str, Any]]:
+    """The warm-started policy's folder in the cache, there or not, and what its name is a digest of."""
     depends = {
         "version": VERSION,
         "seed": settings.seed,
         "context": settings.policy.context,
         **plain(settings.warmstart),
     }
-    depends["worlds"] = {name: dict(world.args) for name, world in settings.worlds.items()}
+    depends["worlds"] = {name: _depends(settings, name) for name in settings.worlds}
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(settings.warmstart.cache) / digest
+    return Path(settings.warmstart.cache) / digest, depends
+
+
+def ensure(settings: RunConfig, page: Progress) -> tuple[Path, float]:
+    """The warm-started policy's folder, made now or before, and the seconds that making it took."""
+    folder, depends = place(settings)
     if not (folder / "warmstart.json").is_file():
-        draft = folder.with_name(f".{digest}.{os.getpid()}")
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(draft, ignore_errors=True)
         try:
             seconds = _make(settings, draft, page)
@@ -55,6 +60,13 @@ def ensure(settings: RunConfig, page: Progress) -> tuple[Path, float]:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return folder, float(json.loads((folder / "warmstart.json").read_text())["seconds"])
+
+
+def _depends(settings: RunConfig, world: str) -> dict[str, Any]:
+    """What decides a world's demonstrations: what plays it, its code, its arguments, and files among them."""
+    ref, args = settings.plays(world), dict(settings.worlds[world].args)
+    files = {name: find.of_data(value) for name, value in args.items() if isinstance(value, str)}
+    return {"world": ref, "code": find.digest(ref), "args": args, "files": files}
 
 
 def demonstrations(worlds: dict[str, World], error_rate: float) -> Iterator[list[Message]]:
@@ -76,7 +88,10 @@ def _make(settings: RunConfig, folder: Path, page: Progress) -> float:
     warm = settings.warmstart
     torch.set_num_threads(THREADS)
     torch.manual_seed(settings.seed)
-    worlds = {name: envs.load(name).World(None, seed=settings.seed, **w.args) for name, w in settings.worlds.items()}
+    worlds = {
+        name: envs.load(settings.plays(name)).World(None, seed=settings.seed, **world.args)
+        for name, world in settings.worlds.items()
+    }
     sample = list(itertools.islice(demonstrations(worlds, warm.error_rate), TOKENIZER_DEMONSTRATIONS))
     roles = [f"{m['role']}: {m['name']}" if m["role"] == "tool" else m["role"] for demo in sample for m in demo]
     tokenizer = tiny.train_tokenizer([*(m["content"] for demo in sample for m in demo), *roles], warm.vocab)

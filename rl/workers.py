@@ -133,7 +133,8 @@ class RolloutWorker:
         """The world with these arguments, built once: stages may change them."""
         known = f"{name} {dict(args)!r}"
         if known not in self.worlds:
-            self.worlds[known] = envs.load(name).World(self.pool, seed=self.config.seed, **args)
+            place = envs.load(self.config.plays(name))
+            self.worlds[known] = place.World(self.pool, seed=self.config.seed, **args)
         return self.worlds[known]
 
     async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
@@ -141,7 +142,7 @@ class RolloutWorker:
         now = stages.at(self.config, version) if split == "train" else self.config
         place = self.world(world, now.worlds[world].args)
         try:
-            task = rollout.task_of(place, split, index)
+            task = rollout.task_of(place, split, index, world)
         except MachineryError as error:
             return Group(lease, world, version, rollout.unplayed(world, split, index, error))
         limits, replace_lost = rollout.limits(self.config, place), self.config.rollout.replace_lost

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import envs
+from envs import find
 from rl.check import worlds
 
 OF_THE_WORLD = {
@@ -125,9 +127,9 @@ class Result:
 
 def inputs(world: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """Digests of all that a result stands on: the world's code, what the verifiers share, the check, the data."""
-    files = {name: worlds.file_digest(value) for name, value in args.items() if isinstance(value, str)}
+    files = {name: find.of_data(value) for name, value in args.items() if isinstance(value, str)}
     return {
-        "world": worlds.digest(world),
+        "world": find.digest(world),
         "verifiers": worlds.shared_digest(),
         "files": {name: digest for name, digest in files.items() if digest},
     }
@@ -135,7 +137,7 @@ def inputs(world: str, args: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_digest(world: str, args: Mapping[str, Any]) -> str:
     """Of a world's arguments, defaults included and the seed left out, which a run sets for all worlds."""
-    signature = inspect.signature(worlds.module(world).World)
+    signature = inspect.signature(envs.load(world).World)
     known = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
     given = {name: os.path.realpath(v) if isinstance(v, str) and Path(v).exists() else v for name, v in args.items()}
     whole = {name: value for name, value in {**known, **given}.items() if name != "seed"}
@@ -144,7 +146,7 @@ def config_digest(world: str, args: Mapping[str, Any]) -> str:
 
 def place(runs: str | Path, world: str, config: str) -> Path:
     """The file of a world in one configuration, as `rl check` writes and `rl train` reads it."""
-    return Path(runs) / "check" / f"{Path(world).stem}-{config or 'unknown'}.json"
+    return Path(runs) / "check" / f"{find.short(world)}-{config or 'unknown'}.json"
 
 
 def write(result: Result, path: Path) -> None:

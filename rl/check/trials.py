@@ -9,9 +9,9 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import envs
 from envs import MachineryError, Task, World, exploits
 from envs.exploits import Exploit, Limit
-from rl.check import worlds
 from rl.check.episodes import Fault, Played
 from rl.check.streams import At
 
@@ -34,7 +34,7 @@ class Trials:
         if name in exploits.available():
             self.exploits, self.limits = exploits.against(name, world), exploits.limits(name, world)
         else:
-            own = worlds.module(name)
+            own = envs.load(name)
             self.exploits, self.limits = getattr(own, "EXPLOITS", ()), getattr(own, "LIMITS", ())
         if not self.exploits:
             say("note", words="there are no exploits for this world as it is configured")

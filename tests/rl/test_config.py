@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+import envs
 import rewards
 from rl import cli
-from rl.config import ConfigError, RunConfig, load, plain, save
+from rl.config import ConfigError, RunConfig, WorldConfig, load, plain, save
 
 GOOD = "worlds: {math: {args: {python_tool: false}}}\n"
 ROOT = Path(__file__).parent.parent.parent
+WORLDS = ", ".join(envs.available())
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +66,29 @@ BAD = {
         ["learner=3"],
         "x.yaml: Merge error: int is not a subclass of LearnerConfig. value: 3",
     ),
-    "no world": ("", [], "no worlds are configured; available: code, delayed, math, swe"),
-    "unknown world": (GOOD, ["worlds.mth={}"], "there is no world 'mth'; available: code, delayed, math, swe"),
+    "no world": ("", [], f"no worlds are configured; available: {WORLDS}"),
+    "unknown world": (GOOD, ["worlds.mth={}"], f"there is no world 'mth'; available: {WORLDS}"),
+    "unknown file of a world": (
+        GOOD,
+        ["worlds.math.world=./chess.py"],
+        f"there is no file ./chess.py; expected a world's file, or one of {WORLDS}",
+    ),
+    "a path as a name": (
+        GOOD,
+        ["worlds={./chess.py: {}}"],
+        "got './chess.py' as the name of a world; expected letters, digits, _ and -, and what plays it in "
+        "its key `world`, as in worlds={chess: {world: ./chess.py}}",
+    ),
+    "another world in a stage": (
+        GOOD,
+        ["stages=[{worlds: {math: {world: code}}}]"],
+        "unknown key stages[0].worlds.math.world; available: weight, args, difficulty",
+    ),
+    "no YAML": (
+        GOOD,
+        ["worlds={math:{}}"],
+        "got override 'worlds={math:{}}': while scanning a plain scalar; YAML wants a space after each colon",
+    ),
     "empty world": ("worlds: {math: }\n", [], "x.yaml: worlds.math: field 'worlds.math' is not Optional"),
     "worlds as a list": ("worlds: [math]\n", [], "worlds holds a list; expected keys and values"),
     "unknown world argument": (
@@ -315,3 +338,22 @@ def test_overrides_may_follow_options_and_other_words_may_not(capsys: pytest.Cap
     ):
         with pytest.raises(SystemExit, match="2"):
             cli.main(wrong)
+
+
+def test_a_world_is_called_as_its_user_likes_and_played_by_what_it_says(place: Path) -> None:
+    (place / "chess.py").write_text("class World:\n    def __init__(self, sandboxes, *, seed=0, level=1): ...\n")
+    config = loaded(GOOD, "worlds.mine={world: ./chess.py, args: {level: 2}}", "worlds.hard.world=math")
+    assert [config.plays(name) for name in config.worlds] == ["math", "./chess.py", "math"]
+    save(config, Path("again.yaml"))
+    assert load("again.yaml") == config
+    with pytest.raises(ConfigError, match=r"unknown key worlds.mine.args.lvl; did you mean level"):
+        loaded(GOOD, "worlds.mine={world: ./chess.py, args: {lvl: 2}}")
+
+
+def test_what_is_set_as_a_whole_is_not_merged_with_the_files() -> None:
+    text = GOOD + "rewards: {outcome: {}}\nfilters: {overlong: {mode: track}}\n"
+    config = loaded(text, "worlds={code: {}}", "worlds.code.weight=2", "rewards={tool_format: {}}", "filters={}")
+    assert {**config.worlds} == {"code": WorldConfig(weight=2)}
+    assert config.rewards == {"tool_format": {}} and config.filters == {}
+    assert loaded(GOOD, "rewards={tool_format: {}}").rewards == {"tool_format": {}}
+    assert [*loaded(text, "worlds.code={}").worlds] == ["math", "code"]

@@ -1,0 +1,50 @@
+"""The warm start's cache: another folder where anything that the demonstrations depend on is another."""
+
+from pathlib import Path
+
+import pytest
+
+from rl import warmstart
+from rl.config import load
+from rl.new import ONE_TURN
+
+WITH_ROWS = ONE_TURN.replace("most: int = 30", "most: int = 30, rows: str = 'no.txt'")
+
+
+def folder(*overrides: str) -> Path:
+    return warmstart.place(load("x.yaml", overrides))[0]
+
+
+@pytest.fixture(autouse=True)
+def sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("sums.py").write_text(WITH_ROWS)
+    Path("x.yaml").write_text("worlds: {sums: {world: ./sums.py}}")
+    return tmp_path / "sums.py"
+
+
+def test_the_cache_depends_on_a_worlds_code_arguments_and_data(sums: Path) -> None:
+    first = folder()
+    assert folder() == folder("learner.lr=1") == first
+    assert len({first, folder("worlds.sums.args.most=40"), folder("seed=1"), folder("worlds.other.world=math")}) == 4
+    sums.write_text(WITH_ROWS.replace("What is", "How much is"))
+    assert folder() != first
+    sums.write_text(WITH_ROWS)
+    assert folder() == first
+    without = folder("worlds.sums.args.rows=rows.txt")
+    Path("rows.txt").write_text("1")
+    one = folder("worlds.sums.args.rows=rows.txt")
+    Path("rows.txt").write_text("2")
+    assert len({first, without, one, folder("worlds.sums.args.rows=rows.txt")}) == 4
+
+
+def test_a_world_without_a_wrong_demonstration_says_so(sums: Path) -> None:
+    class Page:
+        def phase(self, name: str) -> None: ...
+
+        def progress(self, done: int, total: int, note: str = "") -> None: ...
+
+    sums.write_text(ONE_TURN.replace("def wrong", "def _wrong"))
+    with pytest.raises(ValueError, match="world sums has no `wrong`, so there is no wrong demonstration"):
+        warmstart.ensure(load("x.yaml"), Page())
+    assert not list(Path(".cache/warmstart").glob("*"))
