@@ -176,8 +176,7 @@ class Watch:
             case "rows":
                 self.result.rows, self.result.rows_words = line["report"], line["words"]
             case "undemonstrated":
-                if not line["err"]:
-                    self.result.undemonstrated[line["key"]] = line["words"]
+                self.result.undemonstrated[line["key"]] = line["words"]
             case "note":
                 if line["words"] not in self.result.notes:
                     self.result.notes.append(line["words"])
