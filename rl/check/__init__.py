@@ -7,8 +7,12 @@ nor an engine is started. What it looks for is in `kinds.py`; the result is a fi
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
+import shutil
+import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -52,7 +56,7 @@ def check(
     path = Path(out) if out is not None else results.place(runs, world, result.config)
     results.write(result, path)
     *said, verdict = words(result)
-    print(json.dumps(result.to_json()) if as_json else "\n".join([*said, f"result: {path}", verdict]))
+    print(json.dumps(result.to_json()) if as_json else _wrapped([*said, f"result: {path}", verdict]))
     return 0 if result.fit else 1
 
 
@@ -75,8 +79,8 @@ def words(result: Result) -> list[str]:
     counts = {split: sum(at.startswith(f"{split}/") for at in result.tasks) for split in ("train", "heldout")}
     scope = "all there are" if all(map(result.whole.get, counts)) else "a sample"
     lines.append(
-        f"{result.world}: {counts['train']} train and {counts['heldout']} held-out tasks ({scope}), "
-        f"{result.seconds:.0f} s"
+        f"{result.world}: {counts['train']} train and {counts['heldout']} held-out tasks ({scope}), prompts of up to "
+        f"{result.longest} characters, {result.seconds:.0f} s"
     )
     lines += [result.rows_words] if result.rows_words else []
     tried = result.exploits()
@@ -98,6 +102,17 @@ def words(result: Result) -> list[str]:
         )
     lines += result.notes
     return [*lines, _verdict(result)]
+
+
+def _wrapped(lines: list[str]) -> str:
+    """For a terminal, at spaces and indented; for a pipe, a line for each."""
+    if not sys.stdout.isatty():
+        return "\n".join(lines)
+    width = shutil.get_terminal_size().columns
+    fill = functools.partial(
+        textwrap.fill, width=width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(map(fill, lines))
 
 
 def _finding(kind: str, found: list[dict[str, Any]], tasks: int) -> str:

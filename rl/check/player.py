@@ -106,6 +106,9 @@ class Player:
         UNIT.set(("together", "", 0))
         if told := leaks_together(self.tasks, self.probes.heard):
             self._fault(told[0], *told[1])
+        if self.probes.ended == {"turns"}:
+            self.say("note", words="no attempt came to its end: step never said done=True, so nothing was scored")
+        self.say("longest", chars=self.probes.longest)
         self.say("done", unit=["together", "", 0])
         await self._close(world)
 

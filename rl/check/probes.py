@@ -24,9 +24,11 @@ SUSPECT_REPEATS = 8
 STEADY = 3
 """Tasks on which a kind of wrong verdict was steady, after which it is believed at once."""
 NO_EXPERT = "the world has no `demonstrate`"
+MARK = "nosuchtool"
+"""Said in one senseless answer, and by no world of its own accord."""
 MALFORMED = {
     "a tool call that is not closed": "<tool: python>\nprint(1)",
-    "a tool that there is not": "<tool: nosuchtool>\nx\n</tool>",
+    "a tool that there is not": f"<tool: {MARK}>\nx\n</tool>",
     "a box that is not closed": "\\boxed{",
     "an empty box": "\\boxed{}",
     "a code block that is not closed": "```python\nprint(1)",
@@ -53,19 +55,23 @@ class Probes:
         self.empty_failed: set[At] = set()
         self.paid: dict[At, float] = {}
         """What a wrong answer was paid, where the world pays by itself."""
-        self.said: set[str] = set()
-        """All actions so far."""
+        self.longest = 0
+        """Characters of the longest opening."""
+        self.ended: set[str] = set()
+        """The ways in which attempts ended."""
         self.right: dict[At, list[str] | None] = {}
         self.steady: Counter[str] = Counter()
         self.untouched: inside.Seen | None = None
 
     async def play(self, task: Task, actions: list[str], repeat: bool = False, **how: Any) -> Played:
         played = await play(self.calls, self.world, task, self.pool, actions, repeat, **how)
-        own = [message["content"] for message in task.messages if message["role"] == "assistant"]
-        for message in played.opening:
-            if message["role"] == "assistant" and message["content"] in self.said.difference(own):
-                raise Fault("state-shared", f"start told what an earlier attempt had said: {message['content'][:60]!r}")
-        self.said.update(actions)
+        texts = [*(m["content"] for m in played.opening), *played.heard, *played.after, json.dumps(played.facts)]
+        if MARK not in "".join(actions) and (told := next((text for text in texts if MARK in text), "")):
+            at = told.index(MARK)
+            words = f"an attempt was told what another had said: {told[max(0, at - 30) : at + 30]!r}"
+            raise Fault("state-shared", words)
+        self.longest = max(self.longest, sum(len(message["content"]) for message in played.opening))
+        self.ended.add(played.ended)
         return played
 
     async def _again(self, what: str, task: Task, actions: list[str], before: list[bool], repeat: bool = False) -> None:

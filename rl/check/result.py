@@ -55,6 +55,8 @@ class Result:
     """Sandboxes looked into, files read there, repositories found, limits tried."""
     rows: dict[str, Any] | None = None
     rows_words: str = ""
+    longest: int = 0
+    """Characters of the longest opening: `policy.context` must hold it in tokens."""
     seconds: float = 0.0
 
     @property
@@ -123,6 +125,7 @@ class Result:
             "whole": self.whole,
             "exploits": self.exploits(),
             "looked": dict(self.looked),
+            "longest_prompt_chars": self.longest,
             "undemonstrated": self.undemonstrated,
             "notes": self.notes,
             "rows": self.rows,

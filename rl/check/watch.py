@@ -167,6 +167,8 @@ class Watch:
                 self.result.tried[line["name"]] = line["attack"], line["honest"]
             case "looked":
                 self.result.looked.update(line["counts"])
+            case "longest":
+                self.result.longest = max(self.result.longest, line["chars"])
             case "plan":
                 self.page.total = line["total"]
             case "done":

@@ -14,6 +14,7 @@ CHANCE = random.Random(7)
 COUNT = {"graded": 0}
 MET: list[Message] = []
 ONE: list[Any] = []
+SAID: list[str] = []
 
 
 def sums(split: Split, index: int, ask: str = "What is {a} + {b}?", rng: random.Random | None = None) -> Task:
@@ -116,6 +117,11 @@ def remembered(attempt: Attempt) -> Any:
     return Step(done=True)
 
 
+def listed(attempt: Attempt) -> Facts:
+    SAID.append(attempt.said)
+    return {**equal(attempt), "said": SAID}
+
+
 def current(world: Any, task: Task) -> Attempt:
     """The world knows one task at a time."""
     world.now = task
@@ -164,6 +170,7 @@ FAULTS: dict[str, tuple[str, Sums]] = {
     "once": ("state-shared", Sums(grade=once)),
     "popped": ("state-shared", Sums(grade=popped)),
     "met": ("state-shared", Sums(start=met, step=remembered)),
+    "listed": ("state-shared", Sums(grade=listed)),
     "one": ("state-shared", Sums(attempt=one)),
     "current": (
         "state-shared",

@@ -48,7 +48,7 @@ def test_a_verdict_that_earlier_attempts_decide_is_no_fault_of_the_grader(
     assert {fault["kind"] for fault in result["faults"]} == {"state-shared"}, result["faults"]
 
 
-@pytest.mark.parametrize("world", sorted(FAULTS.keys() - BY_COMMAND.values() - {"once", "met"}))
+@pytest.mark.parametrize("world", sorted(FAULTS.keys() - BY_COMMAND.values() - {"once", "met", "one"}))
 def test_a_fault_has_one_name(world: str) -> None:
     result = heard("tests.rl.planted_bad", 8, fault=world)
     assert {fault["kind"] for fault in result.faults} == {FAULTS[world][0]}, result.faults
@@ -57,11 +57,15 @@ def test_a_fault_has_one_name(world: str) -> None:
 
 @pytest.mark.parametrize("world", HONEST)
 def test_an_honest_look_alike_has_none(world: str) -> None:
-    tasks = 1 if world in ("one-task", "slow") else 8
-    result = heard("tests.rl.planted_honest", tasks, kind=world)
+    result = heard("tests.rl.planted_honest", 1 if world == "slow" else 8, kind=world)
     assert not result.faults, result.faults
-    assert len(result.tasks) == 2 * tasks
+    assert len(result.tasks) == (2 if world in ("slow", "one-task") else 16)
     assert bool(result.undemonstrated) == (world == "tagged")
+
+
+def test_where_no_attempt_is_one_of_its_own_nothing_is_played() -> None:
+    result = heard("tests.rl.planted_bad", 8, fault="one")
+    assert len(result.faults) == 1 and result.notes == ["nothing was played, since no attempt is one of its own"]
 
 
 def test_every_kind_says_what_to_change() -> None:
