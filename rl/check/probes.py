@@ -51,6 +51,7 @@ class Probes:
         fault: Callable[[Fault, At, Task], None],
     ) -> None:
         self.world, self.tasks, self.pool, self.calls, self.say, self.fault = world, tasks, pool, calls, say, fault
+        self.known = {at: (prompt(task), leaks.golds(task)) for at, task in tasks.items()}
         self.heard: dict[At, str] = {}
         self.empty_failed: set[At] = set()
         self.paid: dict[At, float] = {}
@@ -97,7 +98,7 @@ class Probes:
         """The answer without a word; and what the world says before any answer."""
         played = await self.play(task, [""], repeat=True)
         self.heard[at] = "\n".join([prompt(task), *played.heard])
-        others = [(prompt(other), leaks.golds(other)) for place, other in self.tasks.items() if place != at]
+        others = [said for place, said in self.known.items() if place != at]
         if told := leaks.in_task(task, self.heard[at], self._right_texts(task), others):
             self.fault(Fault("leak", told), at, task)
         if played.solved:

@@ -68,6 +68,10 @@ def test_where_no_attempt_is_one_of_its_own_nothing_is_played() -> None:
     assert len(result.faults) == 1 and result.notes == ["nothing was played, since no attempt is one of its own"]
 
 
-def test_every_kind_says_what_to_change() -> None:
+def test_every_kind_says_what_to_change_and_the_page_lists_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "check.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("| `")] == [
+        f"| `{name}` | {kind.plain} | {kind.change} |" for name, kind in KINDS.items()
+    ]
     assert all(kind.plain and kind.change and "\n" not in kind.plain + kind.change for kind in KINDS.values())
     assert {kind for kind, _ in FAULTS.values()} <= set(KINDS)
