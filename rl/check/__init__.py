@@ -78,9 +78,10 @@ def words(result: Result) -> list[str]:
     lines = [_finding(kind, found, len(result.tasks)) for kind, found in by_kind.items() if found]
     counts = {split: sum(at.startswith(f"{split}/") for at in result.tasks) for split in ("train", "heldout")}
     scope = "all there are" if all(map(result.whole.get, counts)) else "a sample"
+    longest = f", prompts of up to {result.longest} characters" if result.longest else ""
     lines.append(
-        f"{result.world}: {counts['train']} train and {counts['heldout']} held-out tasks ({scope}), prompts of up to "
-        f"{result.longest} characters, {result.seconds:.0f} s"
+        f"{result.world}: {counts['train']} train and {counts['heldout']} held-out tasks ({scope}){longest}, "
+        f"{result.seconds:.0f} s"
     )
     lines += [result.rows_words] if result.rows_words else []
     tried = result.exploits()
@@ -92,7 +93,7 @@ def words(result: Result) -> list[str]:
     if result.looked:
         lines.append("looked into: " + ", ".join(f"{count} {name}" for name, count in sorted(result.looked.items())))
     for kind, found in by_kind.items():
-        if 1 < len(found) < len(result.tasks):
+        if 1 < len(found) < len(result.tasks) and _where(found[0]):
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             lines.append(f"{kind} is on: {', '.join(map(_where, found[:SHOWN]))}{more}")
     if result.undemonstrated:
@@ -116,18 +117,18 @@ def _wrapped(lines: list[str]) -> str:
 
 
 def _finding(kind: str, found: list[dict[str, Any]], tasks: int) -> str:
-    where = f" {_where(found[0])}".rstrip()
+    where = _where(found[0])
     if len(found) > 1:
-        where = f" on {len(found)} of {tasks} tasks, as{where}"
-    return f"{kind}{where}: {found[0]['words']}. To mend: {KINDS[kind].change}"
+        count = f"{len(found)} of {tasks} tasks" if found[0]["key"] else f"{len(found)} positions"
+        where = f"{count}, as {where}"
+    return f"{kind}{f' on {where}' if where else ''}: {found[0]['words']}. To mend: {KINDS[kind].change}"
 
 
 def _where(fault: dict[str, Any]) -> str:
-    if not fault["split"]:
+    """Empty for what is nowhere, or at an exploit, which the words name."""
+    if fault["split"] not in ("train", "heldout"):
         return ""
-    if fault["split"] in ("train", "heldout"):
-        return f"{fault['split']} {fault['index']}" + (f" ({fault['key']})" if fault["key"] else "")
-    return str(fault["key"])
+    return f"{fault['split']} {fault['index']}" + (f" ({fault['key']})" if fault["key"] else "")
 
 
 def _verdict(result: Result) -> str:

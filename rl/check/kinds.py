@@ -16,7 +16,7 @@ class Kind:
 KINDS = {
     "gold-fails": Kind(
         "the right answer is not scored as right",
-        "mend what `measure` compares, or the answer that `hidden` and `demonstrate` hold",
+        "correct what `measure` compares, or the answer that `hidden` and `demonstrate` hold",
     ),
     "never-done": Kind(
         "the attempt goes on after the right answer, so that nothing is ever scored",
@@ -29,7 +29,7 @@ KINDS = {
     "empty-scores": Kind("an empty answer is scored as right", "let `measure` be False where nothing was said"),
     "wrong-scores": Kind(
         "a wrong answer is scored as right",
-        "compare the whole answer in `measure`, or mend the wrong one of `demonstrate`",
+        "compare the whole answer in `measure`, or correct the wrong one of `demonstrate`",
     ),
     "malformed-scores": Kind(
         "an answer that cannot be understood is scored as right",
@@ -78,13 +78,14 @@ KINDS = {
     "never-ends": Kind("a call does not end", "give every loop and every wait in it a limit"),
     "raises": Kind(
         "a call raises, which would lose the episode",
-        "mend it; what a policy may say wrongly is answered with a message, or with Step(invalid=True)",
+        "correct or catch it; what a policy may say wrongly is answered with a message, or with Step(invalid=True)",
     ),
-    "data-error": Kind("the hidden answer cannot be read", "mend the task's data, or leave the task out"),
-    "judge-fails": Kind("the verifier gives no verdict", "mend the verifier; its error is in the words"),
+    "data-error": Kind("the hidden answer cannot be read", "correct the task's data, or leave the task out"),
+    "judge-fails": Kind("the verifier gives no verdict", "correct the verifier; what it said is told"),
     "huge-output": Kind("a message or the facts are too large", "cut them to what a policy can read"),
     "wrong-type": Kind(
-        "a call answers with something else than the contract says", "see the contract in envs/__init__.py"
+        "a call answers with something else than the contract says",
+        "answer with what was expected; the contract is in envs/__init__.py",
     ),
     "not-json": Kind(
         "a message, a task or its facts cannot be stored",

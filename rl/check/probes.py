@@ -153,7 +153,9 @@ class Probes:
             await self._again("the same right answer", task, actions, verdicts)
             ended, facts = played[0].ended, played[0].facts
             if ended == "turns":
-                raise Fault("never-done", f"after all {len(actions)} actions of the right answer, step says done=False")
+                raise Fault(
+                    "never-done", f"step says done=False to the right answer's last action: {actions[-1][:60]!r}"
+                )
             said = json.dumps(facts)[:200] if facts else f"it ended for: {ended}"
             raise Fault("gold-fails", f"the right answer does not count as solved; {said}")
         paid = played[0].facts.get("reward")
