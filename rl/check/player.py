@@ -128,10 +128,9 @@ class Player:
             return world.size(split) if hasattr(world, "size") else None
 
         wanted = {split: self.order.tasks or size(split) or SAMPLE for split in ("train", "heldout")}
-        self.tasks = find(self.calls, world, wanted, self.say, self._fault)
-        for split in ("train", "heldout"):
-            found = sum(at[0] == split for at in self.tasks)
-            self.say("whole", split=split, whole=found == size(split))
+        self.tasks, counts = find(self.calls, world, wanted, self.say, self._fault)  # type: ignore[arg-type]
+        for split, count in counts.items():
+            self.say("whole", split=split, whole=count == size(split))
         if size("train") is None and self.order.tasks is None:
             self.say("note", words="the tasks have no end, so a sample was played; --tasks N plays more")
 

@@ -28,9 +28,12 @@ def find(
     wanted: Mapping[Split, int],
     say: Callable[..., None],
     fault: Callable[[Fault, At, Task | None], None],
-) -> dict[At, Task]:
-    """The first distinct tasks of each split; tells what is wrong with the streams."""
+) -> tuple[dict[At, Task], dict[Split, int]]:
+    """The first distinct tasks of each split that can be played, and how many there were with those that cannot; tells
+    what is wrong with the streams.
+    """
     tasks: dict[At, Task] = {}
+    counts: dict[Split, int] = dict.fromkeys(wanted, 0)
     for split, count in wanted.items():
         UNIT.set(("tasks", split, 0))
         found: dict[str, At] = {}
@@ -56,15 +59,16 @@ def find(
                 tasks[split, index] = task
             if len(found) == count:
                 break
+        counts[split] = len(found)
         if len(found) < count and not broken:
             say("note", words=f"there are only {len(found)} distinct {split} tasks")
         sound = [at for at in found.values() if at in tasks]
         alike = _alike([tasks[at] for at in sound], index + 1, hasattr(world, "size"))
         if alike and len(sound) == len(found) and not broken:
             fault(Fault("all-alike", alike), sound[0], tasks[sound[0]])
-            return tasks
+            return tasks, counts
     _overlap(tasks, fault)
-    return tasks
+    return tasks, counts
 
 
 def _task(calls: Calls, world: World, split: Split, index: int) -> tuple[Task, list[Fault]]:
@@ -109,13 +113,13 @@ def _overlap(tasks: Mapping[At, Task], fault: Callable[[Fault, At, Task | None],
 
 
 def _same(one: Task, other: Task) -> bool:
-    """The same question with the same answer; where no answer is known by its name, with all the same beside it. Games
-    begin alike, and differ in what they hide.
+    """The same question with the same answer; where no answer is known by its name, with all the same hidden. Games
+    begin alike, and differ in what they hide, or in a seed that is given.
     """
-    if " ".join(prompt(one).split()) != " ".join(prompt(other).split()):
+    if " ".join(prompt(one).split()) != " ".join(prompt(other).split()) or one.given != other.given:
         return False
     known = [leaks.golds(task) + [text for _, text in leaks.long_texts(task)] for task in (one, other)]
-    return known[0] == known[1] if any(known) else (one.given, one.hidden) == (other.given, other.hidden)
+    return known[0] == known[1] if any(known) else one.hidden == other.hidden
 
 
 def prompt(task: Task) -> str:

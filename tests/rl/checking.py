@@ -11,7 +11,7 @@ from rl.check.watch import Page, Watch
 IMAGE = "touchstone-sandbox:bookworm"
 
 
-def heard(world: str, tasks: int, deadline_s: float = 60.0, exploits: bool = False, **args: Any) -> Result:
+def heard(world: str, tasks: int | None, deadline_s: float = 60.0, exploits: bool = False, **args: Any) -> Result:
     """For worlds that neither block nor end their process, and keep nothing outside of their `World`."""
     order: dict[str, Any] = {"world": world, "args": args, "tasks": tasks, "deadline_s": deadline_s, "image": IMAGE}
     order |= {"backend": "docker", "exploits": exploits, "only": []}

@@ -65,6 +65,13 @@ def secret(split: Split, index: int) -> Task:
     return replace(made, messages=(message,), hidden={"number": int(made.hidden["answer"])})
 
 
+def seeded(split: Split, index: int) -> Task:
+    """Only a seed that is given differs."""
+    message = {"role": "user", "content": "Reach the largest tile."}
+    made = sums(split, index)
+    return replace(made, messages=(message,), given={"seed": made.key}, hidden={"answer": "64"})
+
+
 def guessed(attempt: Attempt) -> Any:
     """State of the attempt's own, and the answer told once it is over."""
     hidden = attempt.task.hidden["number"]
@@ -146,6 +153,7 @@ HONEST: dict[str, Any] = {
         expert=search,
         max_turns=12,
     ),
+    "seeded": Sums(task=seeded),
     "noted": Sums(grade=noted),
     "recycled": Sums(attempt=recycled),
     "dice": Sums(

@@ -216,6 +216,13 @@ def test_all_tasks_of_a_finite_world_are_played_and_those_that_failed_are_named(
     assert not any(result["whole"].values()) and result["unfit_world"], "nobody knows about the others"
 
 
+def test_a_row_that_cannot_be_stored_is_named_and_the_others_are_played() -> None:
+    result = heard(PLANTED, None, fault="bad-row", finite=6)
+    assert {(f["kind"], f["index"]) for f in result.faults} == {("not-json", 3)}, result.faults
+    assert len(result.tasks) == 12 and all(result.whole.values())
+    assert len(result.unfit_tasks()) == 2 and not result.unfit_world(), "left out, and the rest is trained on"
+
+
 def test_a_task_that_ends_the_process_beside_others_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     code, result = checked(capsys, PLANTED, "fault=kills-late", "finite=14")
     assert code == 1 and {(f["kind"], f["index"]) for f in result["faults"]} == {("dies", 11)}, result["faults"]
