@@ -48,7 +48,7 @@ def check(
         raise ValueError(f"there is no folder for --out {out}")
     began = time.monotonic()
     result = Result(world, args, image)
-    order = {"world": world, "args": args, "tasks": tasks, "deadline_s": deadline_s, "image": image}
+    order: dict[str, Any] = {"world": world, "args": args, "tasks": tasks, "deadline_s": deadline_s, "image": image}
     order |= {"backend": sandboxes.choose("auto", image), "exploits": exploits, "only": []}
     with Page(world) as page:
         asyncio.run(_played(order, result, page, _part(runs, order) if out is None else None))
