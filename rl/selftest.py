@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from envs import EnvCrashed, Episode, MachineryError, Outcome, World
 from policy.engines import Completion, Sampling
-from rl import algorithms, quarantine, rollout
+from rl import algorithms, quarantine, rollout, stages
 from rl.buffer import tokens_of, useful
 from rl.config import RunConfig
 from rl.store import Run
@@ -79,11 +79,13 @@ async def run(parts: Parts, settings: RunConfig, version: int, store: Run, page:
     size = settings.rollout.group_size
     barred, _ = quarantine.read(settings)
 
-    def places(world: str, count: int) -> Iterator[int]:
-        return itertools.islice((i for i in range(FAR, 2 * FAR) if not barred.holds(world, "train", i)), count)
+    def places(world: str, count: int, now: RunConfig) -> Iterator[int]:
+        args = now.worlds[world].args
+        return itertools.islice((i for i in range(FAR, 2 * FAR) if not barred.holds(world, "train", i, args)), count)
 
-    sampling = [parts.play(w, "train", i, FAR - i - 1, version, size) for w in worlds for i in places(w, GROUPS)]
-    playing = [parts.expert(world, index) for world in worlds for index in places(world, GOLD)]
+    now = stages.at(settings, version)  # groups are played in the stage, experts in the world of the file
+    sampling = [parts.play(w, "train", i, FAR - i - 1, version, size) for w in worlds for i in places(w, GROUPS, now)]
+    playing = [parts.expert(world, index) for world in worlds for index in places(world, GOLD, settings)]
     groups, experts = await asyncio.gather(asyncio.gather(*sampling), asyncio.gather(*playing))
     algorithm = algorithms.load(settings.algorithm.name, **settings.algorithm.args)
     for group in groups:

@@ -1,49 +1,28 @@
 """`rl check`: is a world fit to be trained on? Plays it without a model, names every fault and the task it shows on.
 
 The world runs in a process of its own (`player.py`), which is killed where it stops answering (`watch.py`); neither Ray
-nor an engine is started. What it looks for is in `KINDS`; the result is a file that training reads (`result.py`).
+nor an engine is started. What it looks for is in `kinds.py`; the result is a file that training reads (`result.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
+import shutil
+import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 from envs import sandboxes
+from rl.check import fresh
 from rl.check import result as results
+from rl.check.kinds import KINDS
 from rl.check.result import Result
 from rl.check.watch import Page, Watch
-
-KINDS = {
-    "gold-fails": "the right answer is not scored as right",
-    "empty-scores": "an empty answer is scored as right",
-    "wrong-scores": "a wrong answer is scored as right",
-    "malformed-scores": "an answer that cannot be understood is scored as right",
-    "exploit-passes": "a known exploit is scored as right",
-    "honest-refused": "an honest answer that looks like an exploit is not scored as right",
-    "wrong-verdict": "an answer that never ends, floods or breaks off is not called what it is",
-    "leak": "the task tells its own answer",
-    "sandbox-tells": "a sandbox holds what the attempt may not see",
-    "history": "a sandbox holds history that leads to the answer",
-    "splits-overlap": "training and held-out tasks are not apart",
-    "not-repeatable": "the same thing done twice has two results",
-    "state-shared": "one attempt changes the verdict of another",
-    "never-ends": "a call does not end",
-    "raises": "a call raises, which would lose the episode",
-    "data-error": "the hidden answer cannot be read",
-    "judge-fails": "the verifier gives no verdict",
-    "huge-output": "a message or the facts are too large",
-    "wrong-type": "a call answers with something else than the contract says",
-    "not-json": "a task or its facts cannot be stored",
-    "sandbox-kept": "an attempt does not hand its sandbox back",
-    "container-left": "containers are left after the end",
-    "dies": "the world ends its whole process",
-}
-"""Every fault there is, by its name in the result, in plain words."""
 
 SHOWN = 5
 
@@ -69,15 +48,15 @@ def check(
         raise ValueError(f"there is no folder for --out {out}")
     began = time.monotonic()
     result = Result(world, args, image)
-    order = {"world": world, "args": args, "tasks": tasks, "deadline_s": deadline_s, "image": image}
-    order |= {"backend": sandboxes.choose("auto", image), "exploits": exploits}
+    order: dict[str, Any] = {"world": world, "args": args, "tasks": tasks, "deadline_s": deadline_s, "image": image}
+    order |= {"backend": sandboxes.choose("auto", image), "exploits": exploits, "only": []}
     with Page(world) as page:
-        asyncio.run(Watch(order, result, page, _part(runs, order) if out is None else None).run())
+        asyncio.run(_played(order, result, page, _part(runs, order) if out is None else None))
     result.seconds = time.monotonic() - began
     path = Path(out) if out is not None else results.place(runs, world, result.config)
     results.write(result, path)
     *said, verdict = words(result)
-    print(json.dumps(result.to_json()) if as_json else "\n".join([*said, f"result: {path}", verdict]))
+    print(json.dumps(result.to_json()) if as_json else _wrapped([*said, f"result: {path}", verdict]))
     return 0 if result.fit else 1
 
 
@@ -87,14 +66,23 @@ def _part(runs: str, order: dict[str, Any]) -> Path:
     return Path(runs) / "check" / f".{hashlib.sha256(whole.encode()).hexdigest()[:16]}.part"
 
 
+async def _played(order: dict[str, Any], result: Result, page: Page, part: Path | None) -> None:
+    await Watch(order, result, page, part).run()
+    result.fold()
+    await fresh.settle(order, result, page)
+
+
 def words(result: Result) -> list[str]:
-    """The result for a person: each kind of fault, and the tasks that show it."""
+    """The result for a person: a line for each kind of fault, then what was played, then the verdict."""
+    by_kind = {kind: [fault for fault in result.faults if fault["kind"] == kind] for kind in KINDS}
+    lines = [_finding(kind, found, len(result.tasks)) for kind, found in by_kind.items() if found]
     counts = {split: sum(at.startswith(f"{split}/") for at in result.tasks) for split in ("train", "heldout")}
     scope = "all there are" if all(map(result.whole.get, counts)) else "a sample"
-    lines = [
-        f"{result.world}: {counts['train']} train and {counts['heldout']} held-out tasks ({scope}), "
+    longest = f", prompts of up to {result.longest} characters" if result.longest else ""
+    lines.append(
+        f"{result.world}: {counts['train']} train and {counts['heldout']} held-out tasks ({scope}){longest}, "
         f"{result.seconds:.0f} s"
-    ]
+    )
     lines += [result.rows_words] if result.rows_words else []
     tried = result.exploits()
     if tried["attacks"] or tried["honest"]:
@@ -104,15 +92,10 @@ def words(result: Result) -> list[str]:
         )
     if result.looked:
         lines.append("looked into: " + ", ".join(f"{count} {name}" for name, count in sorted(result.looked.items())))
-    for kind, plain in KINDS.items():
-        found = [fault for fault in result.faults if fault["kind"] == kind]
-        if not found:
-            continue
-        lines.append(f"{kind}: {plain} ({len(found)})")
-        for fault in found[:SHOWN]:
-            where = f"{fault['split']} task {fault['index']}, {fault['key']}: " if fault["key"] else ""
-            lines.append(f"  {where}{fault['words']}")
-        lines += [f"  … and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    for kind, found in by_kind.items():
+        if 1 < len(found) < len(result.tasks) and _where(found[0]):
+            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            lines.append(f"{kind} is on: {', '.join(map(_where, found[:SHOWN]))}{more}")
     if result.undemonstrated:
         key, why = next(iter(result.undemonstrated.items()))
         lines.append(
@@ -120,6 +103,32 @@ def words(result: Result) -> list[str]:
         )
     lines += result.notes
     return [*lines, _verdict(result)]
+
+
+def _wrapped(lines: list[str]) -> str:
+    """For a terminal, at spaces and indented; for a pipe, a line for each."""
+    if not sys.stdout.isatty():
+        return "\n".join(lines)
+    width = shutil.get_terminal_size().columns
+    fill = functools.partial(
+        textwrap.fill, width=width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(map(fill, lines))
+
+
+def _finding(kind: str, found: list[dict[str, Any]], tasks: int) -> str:
+    where = _where(found[0])
+    if len(found) > 1:
+        count = f"{len(found)} of {tasks} tasks" if found[0]["key"] else f"{len(found)} positions"
+        where = f"{count}, as {where}"
+    return f"{kind}{f' on {where}' if where else ''}: {found[0]['words']}. To mend: {KINDS[kind].change}"
+
+
+def _where(fault: dict[str, Any]) -> str:
+    """Empty for what is nowhere, or at an exploit, which the words name."""
+    if fault["split"] not in ("train", "heldout"):
+        return ""
+    return f"{fault['split']} {fault['index']}" + (f" ({fault['key']})" if fault["key"] else "")
 
 
 def _verdict(result: Result) -> str:

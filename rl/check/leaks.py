@@ -2,20 +2,23 @@
 
 A gold text is a leak where it is (a) long and stands in what the attempt may read, (b) announced there, as in `the
 answer is 42`, (c) in `given` under a name of answers, or (d) at the same place of the prompt in task after task. A
-programming task is a leak where the prompt shows every one of its hidden cases.
+programming task is a leak where the prompt shows every one of its hidden cases. One of several choices is none, nor is
+an example that other tasks show as well.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from envs import Task
 
 LONG = 40
 """Characters from which on a gold text in a prompt is no accident."""
+BEFORE = 24
+"""Characters before an announcement by which another task's is known to be the same."""
 ENOUGH_TASKS, ENOUGH_GOLDS = 8, 4
 """Tasks, and different answers among them, from which on one and the same place in all prompts is no accident."""
 _ANSWERS = ("answer", "answers", "gold", "golds", "ground_truth", "truth", "target")
@@ -36,25 +39,50 @@ def long_texts(task: Task) -> list[tuple[str, str]]:
     return [(name, text) for name, text in named if len(text) >= LONG]
 
 
-def in_task(task: Task, heard: str) -> str:
-    """What a single task gives away, in words, else empty. `heard`: all that the world says before the answer."""
+def in_task(
+    task: Task, heard: str, also: Collection[str] = (), others: Sequence[tuple[str, Collection[str]]] = ()
+) -> str:
+    """What a single task gives away, in words, else empty. `heard`: all that the world says before the answer; `also`:
+    more texts that are right; `others`: prompts and answers of other tasks.
+    """
     if task.hidden.get("kind") == "literal":  # what a shown function returns stands in it more often than not
         return ""
     given = "\n".join(flat(task.given))
     for place, text in (("the prompt", heard), ("`given`", given)):
-        for name in (*_ANSWERS, *_WORKS):
-            for gold in map(str.strip, flat(task.hidden.get(name))):
-                if len(gold) >= LONG and gold in text:
-                    return f"the hidden `{name}` stands in {place}: {gold[:60]!r}"
-        for gold in map(str.strip, golds(task)):
-            announced = _ANNOUNCED.format(gold=re.escape(gold)) + _ENDS
-            if len(gold) < LONG and re.search(announced, text, re.IGNORECASE | re.MULTILINE):
+        for name, gold in long_texts(task):
+            if gold in text and not (_in_list(gold, task.given) if text is given else _a_choice(gold, text)):
+                return f"the hidden `{name}` stands in {place}: {gold[:60]!r}"
+        for gold in {text.strip() for text in (*golds(task), *also)}:
+            if gold and len(gold) < LONG and _announced(gold, text, others):
                 return f"{place} announces the answer {gold!r}"
     known = set(golds(task))
     for name, value in task.given.items():
         if name in (*_ANSWERS, *_WORKS) and (value == task.hidden.get(name) or known & set(flat(value))):
             return f"`given` holds the answer as {name!r}"
     return _all_cases(task, heard)
+
+
+def _announced(gold: str, text: str, others: Sequence[tuple[str, Collection[str]]]) -> bool:
+    for found in re.finditer(_ANNOUNCED.format(gold=re.escape(gold)) + _ENDS, text, re.IGNORECASE | re.MULTILINE):
+        rest = re.split(r"[.?!\n]", text[found.end() :], maxsplit=1)[0]
+        choices = re.match(r"\s*[,;][^,;]{1,30}[,;]", rest) or re.search(r"\bor\b", rest)
+        shown = text[max(0, found.start() - BEFORE) : found.end()]
+        if not choices and not any(shown in prompt and gold not in golds for prompt, golds in others):
+            return True
+    return False
+
+
+def _a_choice(gold: str, text: str) -> bool:
+    """One of several items of a list, as `(B) Rome` or `- Rome` on a line of its own."""
+    items = re.split(r"(?m)(?:^|(?<=\s))\(?[A-Za-z\d]{1,2}[).:]\s+|^\s*[-*•]\s+", text)[1:]
+    return len(items) > 1 and any(item.strip() == gold or item.strip().split("\n")[0].strip() == gold for item in items)
+
+
+def _in_list(gold: str, given: Any) -> bool:
+    """One of several items of a list within `given`."""
+    if isinstance(given, Mapping):
+        return any(_in_list(gold, value) for value in given.values())
+    return isinstance(given, list | tuple) and len(given) > 1 and gold in given
 
 
 def _all_cases(task: Task, heard: str) -> str:

@@ -18,7 +18,9 @@ from typing import Any
 from envs import MachineryError, Split, Task, World, sandboxes
 from envs.sandboxes import SandboxLost
 from rl.check import trials
-from rl.check.episodes import UNIT, Calls, Fault, Pool
+from rl.check.episodes import Calls
+from rl.check.kinds import Fault
+from rl.check.lent import UNIT, Pool
 from rl.check.probes import Probes
 from rl.check.result import config_digest
 from rl.check.streams import At, find, leaks_together
@@ -56,6 +58,8 @@ class Order:
     """Split and index of tasks that never ended."""
     alone: list[list[Any]]
     """Units that were being played when an earlier process was lost: first, and one by one."""
+    only: list[list[Any]]
+    """Units to play and no others, where any are named."""
 
 
 class Player:
@@ -69,6 +73,8 @@ class Player:
         self.hung = {tuple(at) for at in order.hung}
         self.skip = {json.dumps(unit) for unit in order.skip}
         self.again: list[tuple[Work, Fault]] = []
+        self.over = False
+        """Since one attempt is another, nothing more can be learnt."""
 
     def _announce(self, call: str) -> None:
         phase, split, index = UNIT.get()
@@ -76,13 +82,20 @@ class Player:
         self.say("call", unit=[phase, split, index], call=call, key=task.key if task else "")
 
     async def run(self) -> None:
-        world = build(self.order.world, self.pool, self.order.args)
+        """Says all; what keeps the tasks from being made is a fault like others, and ends it."""
+        try:
+            await self._run()
+        except Fault as fault:
+            self._fault(fault, ("", 0), None)
+
+    async def _run(self) -> None:
+        world = self._build()
         self.say("config", digest=config_digest(self.order.world, self.order.args))
         report = getattr(getattr(world, "stream", None), "report", None)
         if report is not None:
             self.say("rows", report=asdict(report), words=str(report))
         self._find(world)
-        self.probes = Probes(world, self.pool, self.calls, self.say, self._fault)
+        self.probes = Probes(world, self.tasks, self.pool, self.calls, self.say, self._fault)
         alone, together = self._work(world)
         self.say("plan", total=len(alone) + len(together) + 1)
         first = {json.dumps(unit) for unit in self.order.alone}
@@ -93,18 +106,31 @@ class Player:
         UNIT.set(("together", "", 0))
         if told := leaks_together(self.tasks, self.probes.heard):
             self._fault(told[0], *told[1])
+        if self.probes.ended == {"turns"}:
+            self.say("note", words="no attempt came to its end: step never said done=True, so nothing was scored")
+        self.say("longest", chars=self.probes.longest)
         self.say("done", unit=["together", "", 0])
         await self._close(world)
+
+    def _build(self) -> World:
+        try:
+            world = build(self.order.world, self.pool, self.order.args)
+        except (ValueError, TypeError, OSError, MachineryError):
+            raise
+        except Exception as error:  # a world is a plug-in: what its code raises cannot be foreseen
+            raise Fault("raises", f"World(...) raised {type(error).__name__}: {error}") from None
+        if type(world.max_turns) is not int or world.max_turns < 1:
+            raise Fault("wrong-type", f"the world has max_turns={world.max_turns!r:.40}; expected 1 or more")
+        return world
 
     def _find(self, world: World) -> None:
         def size(split: Split) -> int | None:
             return world.size(split) if hasattr(world, "size") else None
 
         wanted = {split: self.order.tasks or size(split) or SAMPLE for split in ("train", "heldout")}
-        self.tasks = find(self.calls, world, wanted, self.say, self._fault)  # type: ignore[arg-type]
-        for split in ("train", "heldout"):
-            found = sum(at[0] == split for at in self.tasks)
-            self.say("whole", split=split, whole=found == size(split))
+        self.tasks, counts = find(self.calls, world, wanted, self.say, self._fault)  # type: ignore[arg-type]
+        for split, count in counts.items():
+            self.say("whole", split=split, whole=count == size(split))
         if size("train") is None and self.order.tasks is None:
             self.say("note", words="the tasks have no end, so a sample was played; --tasks N plays more")
 
@@ -115,6 +141,7 @@ class Player:
         rest = [at for at in self.tasks if at not in set(first)]
         probes = self.probes
         phases = [
+            ("open", probes.apart, first[:1]),
             ("empty", probes.empty, first),
             ("malformed", probes.malformed, few),
             ("wrong", probes.wrong, first),
@@ -131,6 +158,9 @@ class Player:
                 ((f"limit {limit.name}", *at), lambda limit=limit: played.limit(limit, at, self.tasks[at]))  # type: ignore[misc]
                 for limit in played.limits
             ]
+        if self.order.only:
+            only = {json.dumps(unit) for unit in self.order.only}
+            return [work for work in (*alone, *together) if json.dumps(work[0]) in only], []
         return alone, together
 
     def _unit(self, phase: str, probe: Callable[[At, Task], Awaitable[None]], at: At) -> Work:
@@ -151,7 +181,7 @@ class Player:
         """Play one unit. Beside others, a fault is kept for later; `first`: what it was then."""
         unit, probe = work
         at = unit[1:]
-        if json.dumps(unit) in self.skip or at in self.hung:
+        if json.dumps(unit) in self.skip or at in self.hung or self.over:
             return
         if len(self.hung) >= MOST_HUNG:
             self.say("note", words=f"ended early: {len(self.hung)} tasks never ended, the rest was not played")
@@ -169,6 +199,9 @@ class Player:
             self._fault(fault, at, self.tasks.get(at))  # type: ignore[arg-type]
             if fault.kind == "never-ends":
                 self.hung.add(at)
+            if unit[0] == "open" and fault.kind == "state-shared":
+                self.over = True
+                self.say("note", words="nothing was played, since no attempt is one of its own")
         else:
             if first is not None and first.kind in OF_LOAD:
                 self.say("note", words=f"once, beside other attempts and not again: {first.kind}, {first.words}")
@@ -179,8 +212,11 @@ class Player:
         self.say("done", unit=list(unit))
 
     def _fault(self, fault: Fault, at: tuple[str, Any], task: Task | None) -> None:
-        key, index = (task.key, at[1]) if task else (str(at[1]), 0)
-        self.say("fault", kind=fault.kind, words=fault.words, split=at[0], index=index, key=key)
+        """`at` without a task: a position that gave none, an exploit by its name, or nothing that there is."""
+        index = at[1] if isinstance(at[1], int) else 0
+        key = task.key if task else "" if isinstance(at[1], int) else at[1]
+        phase = UNIT.get()[0]
+        self.say("fault", kind=fault.kind, words=fault.words, split=at[0], index=index, key=key, phase=phase)
 
     async def _close(self, world: World) -> None:
         """Twice, as it may be called; then nothing of this process may be left in the engine."""
@@ -189,11 +225,10 @@ class Player:
             try:
                 await self.calls("world.close", world.close)
             except Fault as fault:
-                self.say("fault", kind=fault.kind, words=fault.words, split="", index=0, key="")
+                self._fault(fault, ("", 0), None)
         await self.pool.close()
         if self.pool.used and (left := self.backend.count(self.order.run)):
-            words = f"{left} sandboxes are left after the end"
-            self.say("fault", kind="container-left", words=words, split="", index=0, key="")
+            self._fault(Fault("container-left", f"{left} sandboxes are left after the end"), ("", 0), None)
 
 
 def main() -> None:
@@ -210,8 +245,6 @@ def main() -> None:
         player = Player(order, say)
         try:
             await player.run()
-        except Fault as fault:  # in making the tasks: there is nothing to play
-            say("fault", kind=fault.kind, words=fault.words, split="", index=0, key="")
         except (ValueError, TypeError, OSError, MachineryError) as error:
             say("bad", words=" ".join(str(error).split()))
         await player.pool.close()

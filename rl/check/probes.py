@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import random
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from envs import JudgeFailed, Message, Task, World
-from rl.check import inside, leaks
-from rl.check.episodes import UNIT, Attempt, Calls, Fault, Played, Pool, play
+from rl.check import answers, inside, leaks
+from rl.check.episodes import Attempt, Calls, Played, play
+from rl.check.kinds import Fault
+from rl.check.lent import UNIT, Pool
 from rl.check.streams import At, prompt
 
 REPEATS = 3
 SUSPECT_REPEATS = 8
-"""Before one attempt is said to change another's verdict: a grader that decides by chance looks the same at first."""
+"""More attempts before a wrong verdict is told: a grader that decides by chance looks the same at first."""
+STEADY = 3
+"""Tasks on which a kind of wrong verdict was steady, after which it is believed at once."""
+NO_EXPERT = "the world has no `demonstrate`"
+MARK = "nosuchtool"
+"""Said in one senseless answer, and by no world of its own accord."""
 MALFORMED = {
     "a tool call that is not closed": "<tool: python>\nprint(1)",
-    "a tool that there is not": "<tool: nosuchtool>\nx\n</tool>",
+    "a tool that there is not": f"<tool: {MARK}>\nx\n</tool>",
     "a box that is not closed": "\\boxed{",
     "an empty box": "\\boxed{}",
     "a code block that is not closed": "```python\nprint(1)",
@@ -34,55 +44,102 @@ class Probes:
     def __init__(
         self,
         world: World,
+        tasks: Mapping[At, Task],
         pool: Pool,
         calls: Calls,
         say: Callable[..., None],
         fault: Callable[[Fault, At, Task], None],
     ) -> None:
-        self.world, self.pool, self.calls, self.say, self.fault = world, pool, calls, say, fault
+        self.world, self.tasks, self.pool, self.calls, self.say, self.fault = world, tasks, pool, calls, say, fault
+        self.known = {at: (prompt(task), leaks.golds(task)) for at, task in tasks.items()}
         self.heard: dict[At, str] = {}
         self.empty_failed: set[At] = set()
+        self.paid: dict[At, float] = {}
+        """What a wrong answer was paid, where the world pays by itself."""
+        self.longest = 0
+        """Characters of the longest opening."""
+        self.ended: set[str] = set()
+        """The ways in which attempts ended."""
+        self.right: dict[At, list[str] | None] = {}
+        self.steady: Counter[str] = Counter()
         self.untouched: inside.Seen | None = None
 
     async def play(self, task: Task, actions: list[str], repeat: bool = False, **how: Any) -> Played:
-        return await play(self.calls, self.world, task, self.pool, actions, repeat, **how)
+        played = await play(self.calls, self.world, task, self.pool, actions, repeat, **how)
+        texts = [*(m["content"] for m in played.opening), *played.heard, *played.after, json.dumps(played.facts)]
+        if MARK not in "".join(actions) and (told := next((text for text in texts if MARK in text), "")):
+            at = told.index(MARK)
+            words = f"an attempt was told what another had said: {told[max(0, at - 30) : at + 30]!r}"
+            raise Fault("state-shared", words)
+        self.longest = max(self.longest, sum(len(message["content"]) for message in played.opening))
+        self.ended.add(played.ended)
+        return played
+
+    async def _again(self, what: str, task: Task, actions: list[str], before: list[bool], repeat: bool = False) -> None:
+        """Raises Fault where a verdict that is about to be called wrong is not the same each time."""
+        if len(set(before)) == 1 and self.steady[what] >= STEADY:
+            return
+        verdicts = before + [(await self.play(task, actions, repeat)).solved for _ in range(SUSPECT_REPEATS)]
+        if len(set(verdicts)) > 1:
+            raise Fault("not-repeatable", f"{what}, played {len(verdicts)} times, was solved {_times(verdicts)}")
+        self.steady[what] += 1
 
     # -- the first tasks, one by one ------------------------------------------------------------------------------
+
+    async def apart(self, at: At, task: Task) -> None:
+        """Two attempts opened at a time are two objects."""
+        first, second = (Attempt(self.calls, self.world, task, self.pool) for _ in range(2))
+        for attempt in (first, second):
+            await attempt.close()
+        if first.env is second.env:
+            raise Fault("state-shared", "open gave the same object twice, while the first attempt was not closed")
 
     async def empty(self, at: At, task: Task) -> None:
         """The answer without a word; and what the world says before any answer."""
         played = await self.play(task, [""], repeat=True)
         self.heard[at] = "\n".join([prompt(task), *played.heard])
-        if told := leaks.in_task(task, self.heard[at]):
+        others = [said for place, said in self.known.items() if place != at]
+        if told := leaks.in_task(task, self.heard[at], self._right_texts(task), others):
             self.fault(Fault("leak", told), at, task)
         if played.solved:
             self.empty_failed.add(at)
+            await self._again("the empty answer", task, [""], [True], repeat=True)
             raise Fault("empty-scores", "the empty answer counts as solved")
 
     async def malformed(self, at: At, task: Task) -> None:
         """What no world understands, and the prompt itself, are never solved; nothing raises or hangs."""
-        for what, action in {**MALFORMED, "the prompt itself": prompt(task)}.items():
+        solved = []
+        senseless = {**MALFORMED, "the prompt itself": prompt(task)}
+        for what, action in senseless.items():
             try:
-                played = await self.play(task, [action], repeat=True)
+                if (await self.play(task, [action], repeat=True)).solved:
+                    solved.append(what)
             except Fault as fault:
                 raise Fault(fault.kind, f"{fault.words}, after {what}") from None
-            if played.solved:
-                raise Fault("malformed-scores", f"{what} counts as solved")
+        if len(solved) == len(senseless):
+            await self._again("the prompt itself", task, [prompt(task)], [True], repeat=True)
+            words = f"all of {len(solved)} senseless answers count as solved, e.g. {', '.join(solved[-3:])}"
+            raise Fault("accepts-anything", words)
+        if solved:
+            await self._again(solved[0], task, [senseless[solved[0]]], [True], repeat=True)
+            raise Fault("malformed-scores", f"{' and '.join(solved[:3])} counts as solved")
 
     async def wrong(self, at: At, task: Task, times: int = 2) -> None:
-        actions = self._demonstration(task, err=True)
+        actions, _ = self._demonstration(task, err=True)
         if actions is None:
             return
         played = [await self.play(task, actions, look=lambda: self._look(at, task))]
         played += [await self.play(task, actions) for _ in range(times - 1)]
-        if played[0].solved != played[-1].solved:
-            raise Fault("not-repeatable", "the same wrong answer was solved once and once not")
-        if played[0].solved:
+        verdicts = [p.solved for p in played]
+        if any(verdicts):
+            await self._again("the same wrong answer", task, actions, verdicts)
             raise Fault("wrong-scores", f"a wrong answer counts as solved: {actions[-1][:100]!r}")
+        if (paid := played[0].facts.get("reward")) is not None:
+            self.paid[at] = paid
 
     async def gold(self, at: At, task: Task, times: int = REPEATS) -> None:
         await self._readable(task)
-        actions = self._demonstration(task, err=False)
+        actions = await self._right(at, task)
         if actions is None:
             return
         self.pool.watchers[UNIT.get()] = functools.partial(self._sent, at, task)
@@ -91,44 +148,75 @@ class Probes:
         finally:
             del self.pool.watchers[UNIT.get()]
         played += [await self.play(task, actions) for _ in range(times - 1)]
-        right = sum(p.solved for p in played)
-        if 0 < right < times:
-            raise Fault("not-repeatable", f"the same right answer was solved {right} times of {times}")
-        if not right:
-            said = json.dumps(played[0].facts)[:200] if played[0].facts else f"it ended for: {played[0].ended}"
+        verdicts = [p.solved for p in played]
+        if not all(verdicts):
+            await self._again("the same right answer", task, actions, verdicts)
+            ended, facts = played[0].ended, played[0].facts
+            if ended == "turns":
+                raise Fault(
+                    "never-done", f"step says done=False to the right answer's last action: {actions[-1][:60]!r}"
+                )
+            said = json.dumps(facts)[:200] if facts else f"it ended for: {ended}"
             raise Fault("gold-fails", f"the right answer does not count as solved; {said}")
+        paid = played[0].facts.get("reward")
+        if paid is not None and at in self.paid and paid <= self.paid[at]:
+            raise Fault("flat-reward", f"the right answer is paid {paid:g}, a wrong one {self.paid[at]:g}")
 
     async def afterwards(self, at: At, task: Task) -> None:
-        """After and beside a right attempt, an empty one must still fail, and the right one still be right."""
+        """After and beside a right attempt, an empty one must still fail; beside another task's, each be right."""
         if at in self.empty_failed:
             return
         if (await self.play(task, [""], repeat=True)).solved:
+            await self._again("the empty answer after a right one", task, [""], [True], repeat=True)
             raise Fault("state-shared", "the empty answer counts as solved after another attempt was right")
-        actions = self._demonstration(task, err=False)
+        actions = await self._right(at, task)
         if actions is None or not (await self.play(task, actions)).solved:
             return
-        first, second = await self._side_by_side(task, actions)
+        first, second = await self._side_by_side((task, actions), (task, [""]))
         if second.solved or not first.solved:
-            if not all([(await self.play(task, actions)).solved for _ in range(SUSPECT_REPEATS)]):
-                raise Fault("not-repeatable", "the same right answer is not always solved")
+            await self._always_right(task, actions)
             which = "the empty one" if second.solved else "the right one"
             raise Fault("state-shared", f"of two attempts side by side, {which} got the other's verdict")
+        await self._beside_another(at, task, actions)
 
-    async def _side_by_side(self, task: Task, actions: list[str]) -> tuple[Played, Played]:
-        first, second = (Attempt(self.calls, self.world, task, self.pool) for _ in range(2))
+    async def _beside_another(self, at: At, task: Task, actions: list[str]) -> None:
+        """A right attempt, interleaved with a right one at the next task of the split."""
+        places = [place for place in self.tasks if place[0] == at[0]]
+        place = places[(places.index(at) + 1) % len(places)]
+        other = self.tasks[place]
+        others = await self._right(place, other) if other is not task else None
+        if others is None or not (await self.play(other, others)).solved:
+            return
+        first, second = await self._side_by_side((task, actions), (other, others))
+        if not (first.solved and second.solved):
+            await self._always_right(task, actions)
+            await self._always_right(other, others)
+            raise Fault("state-shared", f"right alone, and not side by side with an attempt at {other.key}")
+
+    async def _always_right(self, task: Task, actions: list[str]) -> None:
+        verdicts = [(await self.play(task, actions)).solved for _ in range(SUSPECT_REPEATS)]
+        if not all(verdicts):
+            words = f"the same right answer, played {len(verdicts)} times, was solved {_times(verdicts)}"
+            raise Fault("not-repeatable", words)
+
+    async def _side_by_side(self, *pairs: tuple[Task, list[str]]) -> list[Played]:
+        """Attempts action by action in turn, the last begun measured first."""
+        attempts = [Attempt(self.calls, self.world, task, self.pool) for task, _ in pairs]
         try:
-            await first.start()
-            await second.start()
-            goes_on = [True, True]
-            for at in range(len(actions)):
-                goes_on = [goes_on[0] and await first.act(actions[at]), goes_on[1] and await second.act("")]
-            for attempt, going in zip((second, first), reversed(goes_on), strict=True):
-                if not going and not attempt.played.ended:
+            for attempt in attempts:
+                await attempt.start()
+            going = [True] * len(pairs)
+            for turn in range(max(len(actions) for _, actions in pairs)):
+                for number, (_, actions) in enumerate(pairs):
+                    if going[number] and (turn < len(actions) or actions == [""]):
+                        going[number] = await attempts[number].act(actions[min(turn, len(actions) - 1)])
+            for attempt, goes_on in reversed(list(zip(attempts, going, strict=True))):
+                if not goes_on and not attempt.played.ended:
                     await attempt.measured()
         finally:
-            for attempt in (first, second):
+            for attempt in attempts:
                 await self.calls("close", attempt.env.close)
-        return first.played, second.played
+        return [attempt.played for attempt in attempts]
 
     # -- all others -----------------------------------------------------------------------------------------------
 
@@ -182,17 +270,50 @@ class Probes:
             if isinstance(gold, str):
                 await self.calls("judge.check", functools.partial(check, gold))
 
-    def _demonstration(self, task: Task, *, err: bool) -> list[str] | None:
-        """The actions of the scripted expert, or the hidden answer in a box; None, and a note, where there is none."""
-        rng = random.Random(f"{task.key}/{err}")
+    async def _right(self, at: At, task: Task) -> list[str] | None:
+        """The right actions: the expert's, else the hidden answer as it stands or in a box, where one of them is right.
+        How a world without an expert wants it written is not known: where neither is solved, that is no fault.
+        """
+        if at not in self.right:
+            actions, why = self._demonstration(task, err=False)
+            answer = task.hidden.get("answer") if why == NO_EXPERT else None
+            if isinstance(answer, str | int | float) and not isinstance(answer, bool):
+                for action in (str(answer), f"\\boxed{{{answer}}}"):
+                    if actions is None and (await self.play(task, [action])).solved:
+                        actions = [action]
+            if actions is None:
+                self.say("undemonstrated", key=task.key, words=why)
+            self.right[at] = actions
+        return self.right[at]
+
+    def _demonstration(self, task: Task, *, err: bool) -> tuple[list[str] | None, str]:
+        """The actions of the scripted expert; or None, and why there is none."""
         try:
-            messages: list[Message] = self.world.demonstrate(task, rng, err=err)
-            return [m["content"] for m in messages if m["role"] == "assistant"]
-        except (ValueError, NotImplementedError, AttributeError) as error:
-            answer = task.hidden.get("answer")
-            if not err and isinstance(answer, str | int | float) and not isinstance(error, ValueError):
-                return [f"\\boxed{{{answer}}}"]
-            self.say("undemonstrated", key=task.key, err=err, words=" ".join(str(error).split())[:200])
-            return None
+            messages: list[Message] = self.world.demonstrate(task, random.Random(f"{task.key}/{err}"), err=err)
+        except (NotImplementedError, AttributeError):
+            return None, NO_EXPERT
+        except ValueError as error:
+            return None, " ".join(str(error).split())[:200]
         except Exception as error:
             raise Fault("raises", f"demonstrate raised {type(error).__name__}: {error}") from None
+        answers.messages("demonstrate", messages)
+        if not (actions := [m["content"] for m in messages if m["role"] == "assistant"]):
+            raise Fault("wrong-type", "demonstrate gave no message of an assistant; expected what the expert says")
+        return actions, ""
+
+    def _right_texts(self, task: Task) -> set[str]:
+        """What the expert says last, as it stands and out of its box: short enough to be announced in a prompt."""
+        try:
+            last = (self._demonstration(task, err=False)[0] or [""])[-1].strip()
+        except Fault:
+            return set()
+        return {
+            text.strip() for text in (last, *re.findall(r"\\boxed\{([^{}]*)\}", last)) if 0 < len(text) < leaks.LONG
+        }
+
+
+def _times(verdicts: list[bool]) -> str:
+    """How often, and where they change only once, where that is."""
+    right, changes = sum(verdicts), sum(a != b for a, b in itertools.pairwise(verdicts))
+    times = f"{right} time{'s' * (right > 1)}"
+    return f"{times}, all at the {'beginning' if verdicts[0] else 'end'}" if changes == 1 else times

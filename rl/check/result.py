@@ -11,24 +11,27 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import envs
 from envs import find
 from rl.check import worlds
+from rl.check.kinds import KINDS
 
 OF_THE_WORLD = {
     "exploit-passes",
     "honest-refused",
     "state-shared",
+    "all-alike",
     "sandbox-kept",
     "container-left",
     "dies",
     "wrong-verdict",
 }
 """Kinds of fault that are the world's, on whichever task they show."""
+SCORES = ("empty-scores", "wrong-scores", "malformed-scores")
 MOST_UNFIT = 0.5
 """Share of the tasks from which on what is wrong with each is wrong with the world."""
 
@@ -54,6 +57,8 @@ class Result:
     """Sandboxes looked into, files read there, repositories found, limits tried."""
     rows: dict[str, Any] | None = None
     rows_words: str = ""
+    longest: int = 0
+    """Characters of the longest opening: `policy.context` must hold it in tokens."""
     seconds: float = 0.0
 
     @property
@@ -63,7 +68,16 @@ class Result:
     def add(self, fault: Mapping[str, Any]) -> None:
         same = ("kind", "split", "key")
         if not any(all(old[name] == fault[name] for name in same) for old in self.faults):
-            self.faults.append({name: fault[name] for name in ("kind", "split", "index", "key", "words")})
+            kept = {name: fault[name] for name in ("kind", "split", "index", "key", "words")}
+            self.faults.append({**kept, "phase": fault.get("phase", "")})
+
+    def fold(self) -> None:
+        """Where anything is accepted, an empty and a wrong answer that score are the same fault, not two more."""
+        if not any(fault["kind"] == "accepts-anything" for fault in self.faults):
+            return
+        faults, self.faults = self.faults, []
+        for fault in sorted(faults, key=lambda fault: fault["kind"] != "accepts-anything"):
+            self.add({**fault, "kind": "accepts-anything"} if fault["kind"] in SCORES else fault)
 
     def exploits(self) -> dict[str, int]:
         attacks, honest = Counter(a for a, _ in self.tried.values()), Counter(h for _, h in self.tried.values())
@@ -107,11 +121,13 @@ class Result:
             "image": self.image,
             "fit": self.fit,
             "faults": self.faults,
+            "kinds": {fault["kind"]: asdict(KINDS[fault["kind"]]) for fault in self.faults},
             "unfit_world": self.unfit_world(),
             "unfit_tasks": self.unfit_tasks(),
             "whole": self.whole,
             "exploits": self.exploits(),
             "looked": dict(self.looked),
+            "longest_prompt_chars": self.longest,
             "undemonstrated": self.undemonstrated,
             "notes": self.notes,
             "rows": self.rows,

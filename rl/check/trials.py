@@ -12,7 +12,8 @@ from typing import Any
 import envs
 from envs import MachineryError, Task, World, exploits
 from envs.exploits import Exploit, Limit
-from rl.check.episodes import Fault, Played
+from rl.check.episodes import Played
+from rl.check.kinds import Fault
 from rl.check.streams import At
 
 LOST = ("judge-fails", "data-error", "raises")
@@ -69,7 +70,7 @@ class Trials:
         played = await self.play(task, list(limit.actions))
         if played.solved:
             raise Fault("malformed-scores", f"{limit.name} counts as solved")
-        said = "\n".join([*played.heard, json.dumps(played.facts), played.ended])
+        said = "\n".join([*played.heard, *played.after, json.dumps(played.facts), played.ended])
         if not any(word in said for word in limit.says):
             words = f"{limit.name} should be told as {' or '.join(map(repr, limit.says))}; got {said[-200:]}"
             raise Fault("wrong-verdict", words)

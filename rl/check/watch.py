@@ -167,6 +167,8 @@ class Watch:
                 self.result.tried[line["name"]] = line["attack"], line["honest"]
             case "looked":
                 self.result.looked.update(line["counts"])
+            case "longest":
+                self.result.longest = max(self.result.longest, line["chars"])
             case "plan":
                 self.page.total = line["total"]
             case "done":
@@ -176,8 +178,7 @@ class Watch:
             case "rows":
                 self.result.rows, self.result.rows_words = line["report"], line["words"]
             case "undemonstrated":
-                if not line["err"]:
-                    self.result.undemonstrated[line["key"]] = line["words"]
+                self.result.undemonstrated[line["key"]] = line["words"]
             case "note":
                 if line["words"] not in self.result.notes:
                     self.result.notes.append(line["words"])

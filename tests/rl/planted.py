@@ -35,7 +35,7 @@ FAULTS += (
 FAULTS += ("raises", "raises-malformed", "huge", "huge-facts", "gold-fails", "solved-1", "no-step", "no-facts")
 FAULTS += ("not-json", "task-not-json", "no-task", "unparsable-gold", "judge-fails", "exits", "no-gold", "keeps")
 FAULTS += ("blocks-in-task", "needs-sandbox", "unsound-gold", "any-of-two", "strict", "no-verdict")
-FAULTS += ("future", "remote", "dangling", "bad-3", "kills-late")
+FAULTS += ("future", "remote", "dangling", "bad-3", "bad-row", "kills-late")
 GIT = "git init -q . && git config user.email a@b && git config user.name a && touch a && git add a && git commit -qm 1"
 HISTORIES = {
     "future": f"{GIT} && echo 2 >a && git commit -qam 2 && git tag next && git reset -q --hard HEAD~",
@@ -110,7 +110,7 @@ class World:
             hidden |= {"outputs": [answer, key, "something long"]}
         if self.fault in ("bad-3", "kills-late"):
             hidden["number"] = index
-        if self.fault == "task-not-json":
+        if self.fault == "task-not-json" or (self.fault == "bad-row" and index == 3):
             hidden["moment"] = {1, 2}
         return Task(
             world="planted",

@@ -17,6 +17,7 @@ from rl.check import KINDS, leaks
 from rl.check.result import Result
 from rl.check.watch import Page, Watch
 from rl.cli import main
+from tests.rl.checking import heard
 
 PLANTED = str(Path(__file__).with_name("planted.py"))
 EXPECTED = {
@@ -26,11 +27,11 @@ EXPECTED = {
     "leak-cases": "leak",
     "leak-long": "leak",
     "leak-heard": "leak",
-    "any-answer": "empty-scores",
+    "any-answer": "accepts-anything",
     "any-wrong": "wrong-scores",
     "contains": "malformed-scores",
     "random": "not-repeatable",
-    "random-tasks": "not-repeatable",
+    "random-tasks": "task-changes",
     "shared": "state-shared",
     "shared-world": "state-shared",
     "same-keys": "splits-overlap",
@@ -59,12 +60,6 @@ INSIDE = {
     "remote": ("knows where it came from: origin", "stands in /tmp/log"),
     "dangling": ("1 blob that HEAD does not reach", "the hidden `outputs` was sent to a sandbox"),
 }
-ALSO = {
-    "any-answer": {"wrong-scores", "malformed-scores"},
-    "random": {"gold-fails", "state-shared"},
-    "random-tasks": {"splits-overlap"},
-}
-"""What else such a world is rightly said to do."""
 SLOW = {"blocks": "never-ends", "blocks-in-task": "never-ends", "exits": "dies"}
 
 
@@ -88,16 +83,13 @@ def test_a_sound_world_is_fit_and_the_result_has_hashes(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("fault", EXPECTED)
-def test_each_planted_fault_is_named(fault: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exploits = () if EXPECTED[fault] in OF_EXPLOITS else ("--no-exploits",)
-    deadline = "2" if fault == "hangs" else "60"
-    code, result = checked(capsys, PLANTED, f"fault={fault}", "--tasks", "4", "--deadline", deadline, *exploits)
-    kinds = {f["kind"] for f in result["faults"]}
-    assert code == 1 and EXPECTED[fault] in kinds <= set(KINDS), result["faults"]
-    assert kinds <= {EXPECTED[fault], *ALSO.get(fault, ())}, result["faults"]
+def test_each_planted_fault_is_named(fault: str) -> None:
+    exploits = EXPECTED[fault] in OF_EXPLOITS
+    result = heard(PLANTED, 4, 1.0 if fault == "hangs" else 60.0, exploits, fault=fault)
+    assert {f["kind"] for f in result.faults} == {EXPECTED[fault]} <= set(KINDS), result.faults
+    assert result.unfit_world() and all(f["words"] for f in result.faults), result.faults
     if fault != "no-task":
-        assert all(f["key"] and f["words"] for f in result["faults"]), result["faults"]
-        assert result["unfit_world"] and (result["unfit_tasks"] or fault in ("any-of-two", "strict"))
+        assert all(f["key"] for f in result.faults) and (result.unfit_tasks() or fault in ("any-of-two", "strict"))
 
 
 @pytest.mark.slow
@@ -124,8 +116,9 @@ def test_words_for_a_person(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         main(["check", PLANTED, "fault=gold-fails", "--tasks", "2", "--no-exploits", "--out", str(tmp_path / "x")]) == 1
     )
     said = capsys.readouterr().out
-    assert "gold-fails: the right answer is not scored as right (4)" in said
-    assert 'the right answer does not count as solved; {"solved": false' in said
+    assert said.startswith("gold-fails on 4 of 4 tasks, as train 0 (")
+    assert ': the right answer does not count as solved; {"solved": false' in said.splitlines()[0]
+    assert said.splitlines()[0].endswith(f"To mend: {KINDS['gold-fails'].change}")
     assert said.rstrip().endswith("unfit: 1 kind of fault")
 
 
@@ -223,6 +216,13 @@ def test_all_tasks_of_a_finite_world_are_played_and_those_that_failed_are_named(
     assert not any(result["whole"].values()) and result["unfit_world"], "nobody knows about the others"
 
 
+def test_a_row_that_cannot_be_stored_is_named_and_the_others_are_played() -> None:
+    result = heard(PLANTED, None, fault="bad-row", finite=6)
+    assert {(f["kind"], f["index"]) for f in result.faults} == {("not-json", 3)}, result.faults
+    assert len(result.tasks) == 12 and all(result.whole.values())
+    assert len(result.unfit_tasks()) == 2 and not result.unfit_world(), "left out, and the rest is trained on"
+
+
 def test_a_task_that_ends_the_process_beside_others_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     code, result = checked(capsys, PLANTED, "fault=kills-late", "finite=14")
     assert code == 1 and {(f["kind"], f["index"]) for f in result["faults"]} == {("dies", 11)}, result["faults"]
@@ -231,7 +231,7 @@ def test_a_task_that_ends_the_process_beside_others_is_found(capsys: pytest.Capt
 
 def test_a_check_that_was_stopped_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     order = {"world": PLANTED, "args": {"fault": "bad-3", "finite": 12}, "tasks": None, "deadline_s": 60.0}
-    order |= {"image": "touchstone-sandbox:bookworm", "backend": "docker", "exploits": False}
+    order |= {"image": "touchstone-sandbox:bookworm", "backend": "docker", "exploits": False, "only": []}
 
     def result() -> Result:
         found = Result(PLANTED, order["args"])  # type: ignore[arg-type]

@@ -1,18 +1,24 @@
 """What training does with results of `rl check`: tasks that failed are not drawn, an unfit world is refused."""
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from envs import EnvCrashed, Split
 from envs.math import World
-from rl import config, evaluate, quarantine
+from rl import config, evaluate, quarantine, rollout, selftest, stages
 from rl.check import result as results
 from rl.config import RunConfig
 from rl.live import Page
+from rl.stages import StageConfig
 from rl.store import Run
 from rl.train import Training
+from rl.trajectory import Group, Member
 
 ROWS = 40
 
@@ -27,9 +33,9 @@ def settings(tmp_path: Path) -> RunConfig:
     )
 
 
-def found(settings: RunConfig, change: Callable[[results.Result], None]) -> Path:
+def found(settings: RunConfig, change: Callable[[results.Result], None], args: Mapping[str, Any] | None = None) -> Path:
     """A result as `rl check` would write it, with what `change` does to it."""
-    args = settings.worlds["math"].args
+    args = dict(settings.worlds["math"].args if args is None else args)
     world = World(None, **args)  # type: ignore[arg-type]
     result = results.Result("math", args, settings.rollout.image, results.config_digest("math", args))
     for split in ("train", "heldout"):
@@ -48,6 +54,17 @@ def bad(*numbers: int, split: str = "train") -> Callable[[results.Result], None]
         keys = [at.partition("/")[2] for at in result.tasks if at.startswith(split)]
         for number in numbers:
             result.add({"kind": "gold-fails", "split": split, "index": number, "key": keys[number], "words": "no"})
+
+    return change
+
+
+def bad_at(world: World, *indices: int) -> Callable[[results.Result], None]:
+    """Training tasks at these positions of a world's stream."""
+
+    def change(result: results.Result) -> None:
+        for index in indices:
+            key = world.task("train", index).key
+            result.add({"kind": "gold-fails", "split": "train", "index": index, "key": key, "words": "no"})
 
     return change
 
@@ -145,3 +162,90 @@ def test_a_file_that_is_no_result_is_refused(settings: RunConfig) -> None:
         path.write_text(text)
         with pytest.raises(ValueError, match="is no result of rl check"):
             quarantine.read(settings)
+
+
+class Asked:
+    """Parts of a run that can play nothing: says which tasks were wanted of them."""
+
+    def __init__(self) -> None:
+        self.groups: list[int] = []
+        self.experts: list[int] = []
+
+    async def play(self, world: str, split: Split, index: int, lease: int, version: int, size: int) -> Group:
+        self.groups.append(index)
+        return Group(lease, world, version, rollout.unplayed(world, split, index, EnvCrashed("nothing is played here")))
+
+    async def expert(self, world: str, index: int) -> Member:
+        self.experts.append(index)
+        return rollout.unplayed(world, "train", index, EnvCrashed("nothing is played here"))[0]
+
+    async def score(self, members: Sequence[Member]) -> tuple[list[list[float]], dict[str, float]]:
+        raise AssertionError("nothing was played")
+
+
+def asked(settings: RunConfig, version: int = 0) -> Asked:
+    parts, run = Asked(), Run.create(settings.folder)
+    with pytest.raises(selftest.SelfTestFailed, match="nothing is played here"):
+        asyncio.run(selftest.run(parts, settings, version, run, Page(settings)))
+    run.close()
+    return parts
+
+
+def test_the_self_tests_pass_over_tasks_that_failed(settings: RunConfig) -> None:
+    far = selftest.FAR
+    world = World(None, seed=settings.seed, **settings.worlds["math"].args)  # type: ignore[arg-type]
+    found(settings, bad_at(world, far, far + 2))
+    parts = asked(settings)
+    assert (parts.groups, parts.experts) == ([far + 1, far + 3], [far + 1, far + 3, far + 4])
+
+
+def staged(settings: RunConfig, tmp_path: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """Until step 5 the world has other rows than the file says; and its arguments then."""
+    rows = [{"problem": f"What is {i} + 2000?", "answer": str(i + 2000)} for i in range(ROWS)]
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first = StageConfig(until_step=5, worlds={"math": {"args": {"tasks": f"{tmp_path}/others.jsonl"}}})
+    settings = replace(settings, stages=[first])
+    return settings, stages.at(settings, 0).worlds["math"].args
+
+
+def test_a_stage_with_arguments_of_its_own_has_a_quarantine_of_its_own(settings: RunConfig, tmp_path: Path) -> None:
+    settings, args = staged(settings, tmp_path)
+    of_stage = World(None, seed=settings.seed, **args)  # type: ignore[arg-type]
+    of_file = World(None, seed=settings.seed, **settings.worlds["math"].args)  # type: ignore[arg-type]
+    found(settings, bad_at(of_stage, 0, 2), args)
+    found(settings, bad_at(of_file, 1))
+    barred, lines = quarantine.read(settings)
+    assert [line.split(" by ")[0] for line in lines] == [
+        f"math: {count} of {ROWS} tasks quarantined" for count in (1, 2)
+    ]
+    assert [i for i in range(8) if barred.holds("math", "train", i, args)] == [0, 2]
+    assert [i for i in range(8) if barred.holds("math", "train", i)] == [1]
+
+    run = Run.create(settings.folder)
+    training = Training(settings, run, None, Page(settings))  # type: ignore[arg-type]
+    assert [training.lease().index for _ in range(3)] == [1, 3, 4], "in the stage"
+    run.close()
+    again = replace(settings, name="later")
+    run = Run.create(again.folder)
+    training = Training(again, run, None, Page(again))  # type: ignore[arg-type]
+    training.version = 5
+    assert [training.lease().index for _ in range(3)] == [0, 2, 3], "after it"
+    run.close()
+
+
+def test_the_self_tests_pass_over_what_failed_in_the_stage_that_they_play(settings: RunConfig, tmp_path: Path) -> None:
+    settings, args = staged(settings, tmp_path)
+    far = selftest.FAR
+    found(settings, bad_at(World(None, seed=settings.seed, **args), far), args)  # type: ignore[arg-type]
+    parts = asked(settings)
+    assert parts.groups == [far + 1, far + 2], "groups are played in the stage"
+    assert parts.experts == [far, far + 1, far + 2], "experts in the world of the file"
+
+
+def test_a_stage_that_is_unfit_is_refused(settings: RunConfig, tmp_path: Path) -> None:
+    settings, args = staged(settings, tmp_path)
+    found(
+        settings, lambda result: result.add({"kind": "dies", "split": "", "index": 0, "key": "", "words": "it"}), args
+    )
+    with pytest.raises(ValueError, match="world math is unfit to train on: dies"):
+        quarantine.read(settings)

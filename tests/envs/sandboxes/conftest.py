@@ -33,6 +33,11 @@ def docker() -> Backend:
 
 
 @pytest.fixture(scope="module")
+def image() -> None:
+    ready("docker")
+
+
+@pytest.fixture(scope="module")
 def bubblewrap() -> Backend:
     return ready("bubblewrap")
 

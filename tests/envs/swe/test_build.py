@@ -11,136 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tally import COUNTS, NEWER, NEWER_TEST, TALLY, write
 
 from envs import Outcome, Task, swe
 from envs.exploits import Exploit
 from envs.exploits.swe.packages import ATTACKS, FILES, against_real
 from envs.sandboxes.docker import DockerPool
-from envs.swe import build, suite, twins
+from envs.swe import build, suite
 from envs.swe.sources import Refused, Tree
 from policy.chat import Chat
 from policy.engines.scripted import ScriptedEngine
 from policy.tiny import train_tokenizer
-from rl import cli, config
+from rl import config
 from rl import tasks as command
 from rl.rollout import Limits, play
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 KEPT = 4
-
-TALLY = '''"""Counts things."""
-
-
-def total(numbers, start=0):
-    """The sum of the numbers above zero."""
-    result = start
-    for number in numbers:
-        if number > 0:
-            result += number
-    return result
-
-
-def longest(words):
-    """The longest word, the first of several."""
-    best = ""
-    for word in words:
-        if len(word) > len(best):
-            best = word
-    return best
-
-
-def _clip(value, low, high):
-    return max(low, min(value, high))
-
-
-def percent(part, whole):
-    if whole == 0:
-        raise ValueError("nothing to take a part of")
-    return _clip(100 * part // whole, 0, 100)
-
-
-def unseen(a, b):
-    return a - b
-'''
-COUNTS = """\
-import pytest
-
-from tally import longest, percent, total
-
-
-@pytest.mark.parametrize("numbers, expected", [([], 0), ([1], 1), ([1, -1], 1), ([2, 3], 5), ([0, 4], 4)])
-def test_total(numbers, expected):
-    assert total(numbers) == expected
-
-
-@pytest.mark.parametrize("words, expected", [(["a", "bb"], "bb"), (["ab", "cd"], "ab"), ([], "")])
-def test_longest(words, expected):
-    assert longest(words) == expected
-
-
-class TestPercent:
-    def test_part(self):
-        assert percent(1, 4) == 25
-
-    def test_clipped(self):
-        assert percent(5, 4) == 100 and percent(-1, 4) == 0
-
-    def test_nothing(self):
-        with pytest.raises(ValueError):
-            percent(1, 0)
-"""
-ODD = """\
-import os, time
-import pytest
-
-
-@pytest.mark.parametrize("number", [os.urandom(8).hex()])
-def test_flaky(number):
-    pass
-
-
-def test_failing():
-    assert False
-
-
-@pytest.mark.skip
-def test_skipped():
-    pass
-
-
-@pytest.mark.xfail
-def test_expected_to_fail():
-    assert False
-
-
-def test_slow():
-    end = time.process_time() + 1.2
-    while time.process_time() < end:
-        pass
-"""
-NEWER = "\n\ndef mean(numbers):\n    return sum(numbers) / len(numbers) if numbers else None\n"
-NEWER_TEST = """
-
-def test_mean():
-    from tally import mean
-    assert mean([1, 3]) == 2 and mean([]) is None
-"""
-
-
-def write(folder: Path, version: str, source: str, counts: str) -> str:
-    for path, text in {
-        "src/tally/__init__.py": "from tally.core import *\nfrom tally.core import percent\n",
-        "src/tally/core.py": source,
-        "tests/test_counts.py": counts,
-        "tests/test_odd.py": ODD,
-        "tests/test_broken.py": "import no_such_module\n",
-        "tests/test_other.py": "import tally\n\ndef test_words():\n    assert tally.core.__doc__ == 'Counts things.'\n",
-        "pyproject.toml": f"[project]\nname = 'tally'\nversion = '{version}'\n",
-        "CHANGELOG.md": "- mean: of several numbers\n" if version != "1.0" else "",
-    }.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -405,19 +292,6 @@ async def played(place: swe.World, task: Task, actions: tuple[str, ...]) -> dict
         await env.close()
 
 
-def test_a_twin_expects_something_else_and_is_still_a_program() -> None:
-    found = twins.changes(COUNTS)
-    assert set(found) == {
-        *("test_total", "test_longest", "TestPercent::test_part", "TestPercent::test_clipped"),
-        "TestPercent::test_nothing",
-    }
-    assert len(found["test_total"]) == 5 and len(found["test_longest"]) == 3, "each case"
-    for changes in found.values():
-        text = twins.apply(COUNTS, changes)
-        compile(text, "x", "exec")
-        assert text != COUNTS and text.count("\n") == COUNTS.count("\n")
-
-
 def test_every_task_has_a_failing_test_with_a_twin(built: tuple[Path, dict[str, Any]]) -> None:
     for record in records(built[0]):
         covered = {test for twin in record["twins"] for test, at in twin["tests"].items() if at in twin["fails"]}
@@ -450,23 +324,3 @@ def test_the_joint_configuration_takes_a_built_folder(
     for overrides, said in (([tasks], "policy.model"), ([model, "worlds.swe.args.tasks=nowhere"], "rl tasks build")):
         with pytest.raises(config.ConfigError, match=said):
             config.load("configs/joint_real.yaml", overrides)
-
-
-def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tasks.jsonl.gz").write_bytes(b"")
-    for arguments, said in (
-        (["no such thing", "--out", str(tmp_path / "new")], "none of the sources can be used: got source"),
-        ([".", "--out", str(tmp_path)], "holds tasks already"),
-        ([".", "--out", str(tmp_path / "new"), "--sandboxes", "0"], "expected at least 1"),
-    ):
-        assert cli.main(["tasks", "build", *arguments]) == 2
-        assert said in capsys.readouterr().err
-
-
-def test_without_docker_it_says_why_it_is_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("DOCKER_HOST", "unix:///nosuch.sock")
-    source = write(tmp_path / "old", "1.0", TALLY, COUNTS)
-    assert cli.main(["tasks", "build", source, "--out", str(tmp_path / "new")]) == 2
-    assert "bubblewrap has no images, so a Docker engine is needed: no Docker engine" in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""`rl check` calls each planted fault by its one name, says what to change, and finds nothing in honest look-alikes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl.check import KINDS
+from rl.cli import main
+from tests.rl.checking import heard
+from tests.rl.planted_bad import FAULTS
+from tests.rl.planted_honest import HONEST
+
+NAMES = {
+    *("leak", "accepts-anything", "not-repeatable", "state-shared", "never-ends", "raises", "huge-output"),
+    *("not-json", "wrong-type", "gold-fails"),
+}
+"""The ten that every environment can have; each of them through the command, from end to end."""
+BY_COMMAND = {kind: world for world, (kind, _) in reversed(FAULTS.items()) if kind in NAMES}
+
+
+def checked(tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], list[str]]:
+    """The result, and what a person reads."""
+    code = main(["check", *arguments, "--out", str(tmp_path / "result.json")])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert code == bool(result["faults"])
+    return result, capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("kind", sorted(NAMES))
+def test_each_of_the_ten_is_said_first_with_its_name_and_what_to_change(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = ["--tasks", "1", "--deadline", "1"] if kind == "never-ends" else ["--tasks", "4"]
+    result, said = checked(tmp_path, capsys, "tests.rl.planted_bad", f"fault={BY_COMMAND[kind]}", *limits)
+    assert {fault["kind"] for fault in result["faults"]} == {kind}, result["faults"]
+    assert said[0].startswith(f"{kind} on ") and result["faults"][0]["words"] in said[0], said
+    assert KINDS[kind].change in said[0] and result["kinds"][kind]["change"] == KINDS[kind].change
+    assert result["unfit_world"], "nothing trains on it"
+
+
+@pytest.mark.parametrize("world", ["once", "met"])
+def test_a_verdict_that_earlier_attempts_decide_is_no_fault_of_the_grader(
+    world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, _ = checked(tmp_path, capsys, "tests.rl.planted_bad", f"fault={world}", "--tasks", "4")
+    assert {fault["kind"] for fault in result["faults"]} == {"state-shared"}, result["faults"]
+
+
+@pytest.mark.parametrize("world", sorted(FAULTS.keys() - BY_COMMAND.values() - {"once", "met", "one"}))
+def test_a_fault_has_one_name(world: str) -> None:
+    result = heard("tests.rl.planted_bad", 8, fault=world)
+    assert {fault["kind"] for fault in result.faults} == {FAULTS[world][0]}, result.faults
+    assert result.unfit_world(), "nothing trains on it"
+
+
+@pytest.mark.parametrize("world", HONEST)
+def test_an_honest_look_alike_has_none(world: str) -> None:
+    result = heard("tests.rl.planted_honest", 1 if world == "slow" else 8, kind=world)
+    assert not result.faults, result.faults
+    assert len(result.tasks) == (2 if world in ("slow", "one-task") else 16)
+    assert bool(result.undemonstrated) == (world == "tagged")
+
+
+def test_where_no_attempt_is_one_of_its_own_nothing_is_played() -> None:
+    result = heard("tests.rl.planted_bad", 8, fault="one")
+    assert len(result.faults) == 1 and result.notes == ["nothing was played, since no attempt is one of its own"]
+
+
+def test_every_kind_says_what_to_change_and_the_page_lists_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "check.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("| `")] == [
+        f"| `{name}` | {kind.plain} | {kind.change} |" for name, kind in KINDS.items()
+    ]
+    assert all(kind.plain and kind.change and "\n" not in kind.plain + kind.change for kind in KINDS.values())
+    assert {kind for kind, _ in FAULTS.values()} <= set(KINDS)
