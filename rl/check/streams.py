@@ -44,7 +44,7 @@ def find(
             last = index
             tasks[split, index] = task
             say("task", split=split, key=task.key, hash=task.content_hash)
-            for kind, known, value in (("key", keys, task.key), ("prompt", prompts, prompt(task))):
+            for kind, known, value in (("key", keys, task.key), ("prompt", prompts, _shown(task))):
                 if known.setdefault(value, split) != split:
                     words = f"the splits overlap: this task's {kind} is in both"
                     fault(Fault("splits-overlap", words), (split, index), task)
@@ -75,6 +75,11 @@ def _wrong(task: Task, again: Task) -> list[Fault]:
     if (task.key, prompt(task)) != (again.key, prompt(again)) or task.content_hash != again.content_hash:
         found.append(Fault("not-repeatable", "the same split and index gave two different tasks"))
     return found
+
+
+def _shown(task: Task) -> str:
+    """All that an attempt may see of a task at first. Games of one text differ in `given` only, e.g. by their seed."""
+    return f"{prompt(task)}\n{json.dumps(dict(task.given), sort_keys=True, default=str)}"
 
 
 def prompt(task: Task) -> str:
