@@ -55,7 +55,8 @@ class World:
         if max_turns < 1:
             raise ValueError(f"world {self.name}: got max_turns={max_turns}; expected 1 or more")
         self.make = maker(env, dict(args or {}), render)
-        self.env, self.seed, self.solved_at, self.max_turns = env, seed, solved_at, max_turns
+        self.env = env.rpartition(":")[2]
+        self.seed, self.solved_at, self.max_turns = seed, solved_at, max_turns
         self.render, self.actions = render, tuple(map(str, actions)) if actions else ()
         self.expert = resolve(expert, "expert") if expert else None
         self.stream: Deck | None = None
@@ -80,7 +81,7 @@ class World:
             self.reader = spaces.reader(self.make.space(), self.actions)
         except ValueError as error:
             raise ValueError(f"world {self.name}: {env}: {error}") from None
-        self.opening = prompt or f"You play {env}."
+        self.opening = prompt or f"You play {self.env}."
         if self.reader.how:
             self.opening = f"{self.opening}\n{self.reader.how}"
 

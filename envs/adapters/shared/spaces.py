@@ -63,7 +63,7 @@ def _discrete(count: int, start: int, names: Sequence[str]) -> Reader:
         number = int(action)
         return f"<action>{names[number - start] if names else number}</action>"
 
-    how = f"Answer with one action as <action>{names[0] if names else start}</action>: {known}."
+    how = f"Answer with one action as <action>…</action>: {known}."
     return Reader(read, write, how, lambda rng: rng.randrange(start, start + count))
 
 
