@@ -1,11 +1,11 @@
-"""TRL reward functions as they are, on the episodes of any world: `{trl: {functions: ["mine.py:short"]}}`.
+"""TRL reward functions as they are, on the attempts of any world: `{trl: {functions: ["mine.py:short"]}}`.
 
-Each is called with one episode at a time: `prompts` is what was said before the policy spoke, `completions` all from
-its first word on, as conversations or, with `conversational: false`, as the texts of the policy alone. Columns are what
-the task holds under its own names (`hidden`, `given`, a data set's columns); `columns` adds others, as in
-`{solution: answer}`, which hands the task's `answer` over as `solution`. What returns None is left out of the sum;
-where all do, `otherwise` is the reward, or the episode has no verdict and is lost. The functions run in a process of
-their own, and the caller waits for it.
+The valid attempts of a group come in one call. `prompts` is what was said before the policy spoke, `completions` all
+from its first word on, as conversations or, with `conversational: false`, as the texts of the policy alone. Columns are
+what the task holds under its own names (`hidden`, `given`, a data set's columns); `columns` adds others, as in
+`{solution: answer}`, which hands the task's `answer` over as `solution`. The weighted sum leaves out what is None for
+an attempt; where all functions say so, the reward does not apply. They run in a process of their own, and the caller
+waits for it.
 """
 
 from __future__ import annotations
@@ -14,30 +14,23 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from envs import Episode, JudgeFailed
+from envs import Episode
 from envs.adapters.shared.functions import Functions
 
 
-def reward(
-    episode: Episode,
+def group(
+    episodes: Sequence[Episode],
     *,
     functions: Sequence[str],
     weights: Sequence[float] | None = None,
     columns: Mapping[str, str] | None = None,
     conversational: bool = True,
-    otherwise: float | None = None,
     timeout_s: float = 60.0,
-) -> float:
+) -> list[float | None]:
     judges = _running(tuple(functions), timeout_s)
-    prompt, completion = _sides(episode, conversational)
-    judged = judges.judge_now(prompt, completion, _columns(episode, columns or {}))
-    if judged.parts:
-        return judged.total(judges.weights(weights))
-    if otherwise is None:
-        raise JudgeFailed(
-            f"no reward function applies to {episode.task.key}: all returned None; `otherwise` would stand in"
-        )
-    return float(otherwise)
+    spoken = [(*_sides(episode, conversational), _columns(episode, columns or {})) for episode in episodes]
+    by_name = judges.weights(weights)
+    return [judged.total(by_name) if judged.parts else None for judged in judges.judge_all(spoken)]
 
 
 def check(
@@ -46,7 +39,6 @@ def check(
     weights: Sequence[float] | None = None,
     columns: Mapping[str, str] | None = None,
     conversational: bool = True,
-    otherwise: float | None = None,
     timeout_s: float = 60.0,
 ) -> None:
     Functions(functions, None, timeout_s).weights(weights)

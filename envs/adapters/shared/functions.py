@@ -18,6 +18,8 @@ from envs import JudgeFailed, JudgeTimedOut, MachineryError
 from envs.adapters.shared import serve
 from envs.adapters.shared.reference import resolve
 
+Spoken = tuple[Any, Any, Mapping[str, Any]]
+"""A prompt, a completion, and the columns beside them."""
 GIVEN = ("prompts", "completions", "log_extra", "log_metric")
 
 
@@ -61,34 +63,40 @@ class Functions:
         }
 
     async def judge(self, prompt: Any, completion: Any, columns: Mapping[str, Any]) -> Judged:
-        process, answer = self._ask(prompt, completion, columns)
+        process, answer = self._ask([(prompt, completion, columns)])
         try:
-            return self._judged(await asyncio.wait_for(asyncio.wrap_future(answer), self.timeout_s))
+            return self._judged(await asyncio.wait_for(asyncio.wrap_future(answer), self.timeout_s), 0, 1)
         except TimeoutError:
             raise self._late(process) from None
 
-    def judge_now(self, prompt: Any, completion: Any, columns: Mapping[str, Any]) -> Judged:
-        """The same for a caller that cannot wait otherwise."""
-        process, answer = self._ask(prompt, completion, columns)
+    def judge_all(self, spoken: Sequence[Spoken]) -> list[Judged]:
+        """Several completions in one call, for a caller that cannot wait otherwise."""
+        process, answer = self._ask(spoken)
         try:
-            return self._judged(answer.result(self.timeout_s))
+            said = answer.result(self.timeout_s)
         except Late:
             raise self._late(process) from None
+        return [self._judged(said, at, len(spoken)) for at in range(len(spoken))]
 
-    def _ask(self, prompt: Any, completion: Any, columns: Mapping[str, Any]) -> tuple[_Process, Future[dict[str, Any]]]:
+    def _ask(self, spoken: Sequence[Spoken]) -> tuple[_Process, Future[dict[str, Any]]]:
         with self._lock:
             if self._process is None or self._process.ended:
                 self._process = _Process(self.references)
             process = self._process
-        one = {name: [value] for name, value in columns.items() if name not in GIVEN}
-        return process, process.ask({"prompts": [prompt], "completions": [completion], "columns": one})
+        names = dict.fromkeys(name for _, _, columns in spoken for name in columns if name not in GIVEN)
+        request = {
+            "prompts": [prompt for prompt, _, _ in spoken],
+            "completions": [completion for _, completion, _ in spoken],
+            "columns": {name: [columns.get(name) for _, _, columns in spoken] for name in names},
+        }
+        return process, process.ask(request)
 
-    def _judged(self, said: dict[str, Any]) -> Judged:
+    def _judged(self, said: dict[str, Any], at: int, count: int) -> Judged:
         if "error" in said:
             raise JudgeFailed(said["error"])
-        values = {name: value[0] for name, value in zip(self.names, said["values"], strict=True)}
+        values = {name: value[at] for name, value in zip(self.names, said["values"], strict=True)}
         parts = {name: value for name, value in values.items() if value is not None}
-        extra = {name: values[0] if len(values) == 1 else values for name, values in said["extra"].items()}
+        extra = {name: values[at] if len(values) == count else values for name, values in said["extra"].items()}
         return Judged(parts, said["metrics"], extra)
 
     def _late(self, process: _Process) -> MachineryError:

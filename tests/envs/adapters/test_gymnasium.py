@@ -92,7 +92,7 @@ def test_a_task_is_a_seed_of_its_split() -> None:
 
 def test_taxi_and_a_space_of_numbers() -> None:
     gymnasium = pytest.importorskip("gymnasium")
-    heard, facts = asyncio.run(play(world("Taxi-v3", solved_at=5.0, max_turns=2), ["0", "1"]))
+    heard, facts = asyncio.run(play(world("Taxi-v4", solved_at=5.0, max_turns=2), ["0", "1"]))
     assert facts["reward"] == -2.0 and not facts["solved"] and len(heard) == 2
     box = gymnasium.spaces.Box(-1.0, 1.0, (2,))
     from envs.adapters.shared import spaces

@@ -58,6 +58,11 @@ def boxed_alarm(completions, **kwargs):
     return [1.0 if re.search(r"\\boxed\{4\}", text) else 0.0 for text in completions]
 
 
+def shortest(completions, **kwargs):
+    """Compares what it was handed together."""
+    return [float(len(text) == min(map(len, completions))) for text in completions]
+
+
 def prints(completions, **kwargs):
     print("a line on stdout")
     return [1.0] * len(completions)
