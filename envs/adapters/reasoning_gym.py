@@ -7,17 +7,19 @@ The answer is what stands between the last `<answer>` and `</answer>`. `facts["s
 was said, which here pays nothing. Solved is the full score only. The words of a problem decide on its split.
 
 Some scorers evaluate the answer as Python. Where the right answers need few signs, others are refused before the scorer
-sees them; the data sets in `EVALUATES` cannot be played at all.
+sees them; what cannot be made safe, or gives another problem each time, is in `REFUSED` and cannot be played.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from envs import Env, EnvCrashed, Facts, JudgeFailed, JudgeTimedOut, Message, Split, Step, Task, heldout
@@ -32,8 +34,17 @@ SPAN, CHUNKS, TRIES = 100, 32, 500
 ANSWER_CHARS = 20_000
 FULL = 1.0 - 1e-9
 
-EVALUATES = ("intermediate_integration", "polynomial_multiplication", "simple_integration")
-"""Their scorers run the answer as Python, and no set of signs would make that safe."""
+_EVALUATES = "its scorer runs the answer as Python, and no set of signs would make that safe"
+_CHANGES = "the same position gives another problem each time"
+REFUSED = {
+    "intermediate_integration": _EVALUATES,
+    "polynomial_multiplication": _EVALUATES,
+    "simple_integration": _EVALUATES,
+    "codeio": _CHANGES,
+    "list_functions": _CHANGES,
+}
+HASHED = ("isomorphic_strings", "knight_swap", "ransom_note", "word_ladder")
+"""Their problems depend on the order of sets, which differs between processes unless PYTHONHASHSEED is a number."""
 _NUMBERS = r"[\d\[\],'\"\s-]*"
 _SUM = r"(?!.*\*\s*\*)[\d+\-*/().\s]{0,400}"
 SIGNS = {
@@ -45,6 +56,8 @@ SIGNS = {
     "puzzle24": _SUM,
 }
 """Of scorers that run the answer as Python, the only signs that an answer may have: none of them can call anything."""
+_HUGE = re.compile(r"[\d.][eE][+-]?\d{4,}")
+"""A number that would take minutes to write out."""
 
 
 class World:
@@ -78,7 +91,7 @@ class World:
             chunk = _number(f"{split}/{own}{index // SPAN}/{turn}")
             position = place * SPAN + index % SPAN
             entry = self._chunk(chunk)[position]
-            key = hashlib.sha256(str(entry["question"]).encode()).hexdigest()[:12]
+            key = _key(entry)
             if heldout(key) == (split == "heldout"):
                 return self._task(entry, key, chunk, position)
         raise ValueError(
@@ -109,8 +122,8 @@ class World:
         """The data set that made a task, and its problem, made again. Raises EnvCrashed where it is another one."""
         made = self._chunk(task.hidden["chunk"])
         entry = made[task.hidden["position"]]
-        if _text(entry["answer"]) != task.hidden["answer"]:
-            raise EnvCrashed(f"{self.dataset} made {task.key} with another answer than before: it is not repeatable")
+        if _key(entry) != task.key.rpartition("/")[2] or _text(entry["answer"]) != task.hidden["answer"]:
+            raise EnvCrashed(f"{self.dataset} made another problem than {task.key} at the same position")
         return made, entry
 
     def open(self, task: Task) -> Env:
@@ -150,8 +163,8 @@ class Attempt:
             return {"solved": False, "reward": 0.0, "verdict": why, **shown}
         score, why = await self._score(made, entry, answer)
         gold = self.task.hidden["answer"]
-        if why == "scored" and dataset == "puzzle24" and not _same_numbers(answer, entry["metadata"]["numbers"]):
-            score, why = 0.0, "other numbers than the problem's"
+        if score >= FULL and dataset in ALSO and not ALSO[dataset](answer, entry):
+            score, why = 0.0, "taken by the scorer, though wrong"
         reward = score
         if 0 < score < FULL and gold and gold.strip() in answer:
             reward, why = 0.0, "contains the right answer"
@@ -167,7 +180,8 @@ class Attempt:
             broke = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         gold = self.task.hidden["answer"]
         try:
-            sound = gold is not None and await self._asked(made, entry, gold) >= FULL
+            scored = await self._asked(made, entry, gold)
+            sound = gold is None or scored >= FULL
         except JudgeTimedOut:
             raise
         except Exception:
@@ -176,7 +190,7 @@ class Attempt:
             raise JudgeFailed(f"the scorer of {self.world.dataset} raised {broke}")
         return 0.0, f"the scorer takes no such answer: {broke}"
 
-    async def _asked(self, made: Any, entry: dict[str, Any], answer: str) -> float:
+    async def _asked(self, made: Any, entry: dict[str, Any], answer: str | None) -> float:
         try:
             return float(await asyncio.wait_for(self.thread(made.score_answer, answer, entry), self.world.timeout_s))
         except TimeoutError:
@@ -196,8 +210,10 @@ def extract(said: str) -> str | None:
 
 def _refused(dataset: str, answer: str) -> str:
     """Why the scorer may not see an answer; empty where it may."""
-    if dataset in EVALUATES:
-        raise JudgeFailed(f"the scorer of {dataset} runs answers as Python, which is not done here")
+    if dataset in REFUSED:  # within a composite
+        raise JudgeFailed(f"{dataset} cannot be played: {REFUSED[dataset]}")
+    if _HUGE.search(answer):
+        return "has a number of thousands of digits"
     if len(answer) > ANSWER_CHARS:
         return "too long"
     if dataset in SIGNS and not re.fullmatch(SIGNS[dataset], answer, re.DOTALL):
@@ -205,9 +221,26 @@ def _refused(dataset: str, answer: str) -> str:
     return ""
 
 
-def _same_numbers(answer: str, numbers: Sequence[Any]) -> bool:
+def _same_numbers(answer: str, entry: Mapping[str, Any]) -> bool:
     """The scorer of puzzle24 only asks whether four numbers of the range were used."""
-    return sorted(map(int, re.findall(r"\d+", answer))) == sorted(map(int, numbers))
+    return sorted(map(int, re.findall(r"\d+", answer))) == sorted(map(int, entry["metadata"]["numbers"]))
+
+
+def _near(answer: str, entry: Mapping[str, Any]) -> bool:
+    """The scorer of coin_flip takes any beginning of the right number, so 0 for every probability."""
+    try:
+        return abs(float(Fraction(answer.replace(",", ""))) - float(Fraction(entry["answer"]))) <= 1e-4
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return False
+
+
+def _same_text(answer: str, entry: Mapping[str, Any]) -> bool:
+    """The scorer of game_of_life_halting takes any answer that is not empty."""
+    return answer.strip().casefold() == str(entry["answer"]).strip().casefold()
+
+
+ALSO = {"puzzle24": _same_numbers, "coin_flip": _near, "game_of_life_halting": _same_text}
+"""What a full score must pass as well, where the scorer alone takes wrong answers."""
 
 
 def _known(dataset: str, args: Mapping[str, Any]) -> None:
@@ -215,17 +248,23 @@ def _known(dataset: str, args: Mapping[str, Any]) -> None:
         from reasoning_gym.factory import DATASETS
     except ImportError:
         raise ValueError("world reasoning_gym needs the package reasoning-gym: pip install reasoning-gym") from None
-    if dataset in EVALUATES:
+    if dataset in REFUSED:
+        raise ValueError(f"world reasoning_gym: {dataset} cannot be played: {REFUSED[dataset]}")
+    if dataset in HASHED and not os.environ.get("PYTHONHASHSEED", "").isdecimal():
         raise ValueError(
-            f"world reasoning_gym: the scorer of {dataset} runs the policy's answer as Python, so it cannot be played; "
-            "expected another data set"
+            f"world reasoning_gym: {dataset} makes other problems in each process unless all are started with the same "
+            "PYTHONHASHSEED, as in PYTHONHASHSEED=0 rl train …"
         )
     if dataset not in DATASETS:
-        playable = ", ".join(sorted(set(DATASETS) - set(EVALUATES)))
+        playable = ", ".join(sorted(set(DATASETS) - set(REFUSED)))
         raise ValueError(f"world reasoning_gym: there is no data set {dataset!r}; available: {playable}")
     for name in ("seed", "size"):
         if name in args:
             raise ValueError(f"world reasoning_gym: args.{name} has no effect: problems have no end; leave it out")
+
+
+def _key(entry: Mapping[str, Any]) -> str:
+    return hashlib.sha256(str(entry["question"]).encode()).hexdigest()[:12]
 
 
 def _text(answer: Any) -> str | None:

@@ -20,14 +20,13 @@ from reasoning_gym.factory import DATASETS, register_dataset
 from envs.adapters import reasoning_gym as adapter
 from envs.adapters.reasoning_gym import World, extract
 
-EVALUATING = {"eval", "exec", "parse_expr", "sympify", "compile"}
+EVALUATING = {"eval", "exec", "parse_expr", "sympify"}
 SEVERAL = (
     "leg_counting",
     "countdown",
     "n_queens",
     "spiral_matrix",
     "sudoku",
-    "word_ladder",
     "gsm_symbolic",
     "puzzle24",
 )
@@ -102,6 +101,30 @@ def test_what_puzzle24_would_take_with_other_numbers_is_wrong() -> None:
     assert not facts["solved"] and facts["reward"] == 0.0
 
 
+@pytest.mark.parametrize("dataset, answer", [("coin_flip", "0"), ("game_of_life_halting", "perhaps")])
+def test_what_a_scorer_takes_though_it_is_wrong_is_wrong(dataset: str, answer: str) -> None:
+    place = world(dataset)
+    for index in range(3):
+        made, entry = place.entry(place.task("train", index))
+        assert made.score_answer(answer, entry) == 1.0
+        facts = answered(place, answer, index)
+        assert not facts["solved"] and facts["reward"] == 0.0
+        assert answered(place, entry["answer"], index)["solved"]
+
+
+def test_a_number_of_a_billion_digits_is_not_written_out() -> None:
+    facts = answered(world("coin_flip"), "1e999999999")
+    assert not facts["solved"] and "thousands of digits" in facts["verdict"]
+
+
+def test_sets_in_the_order_of_the_process_need_a_fixed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    with pytest.raises(ValueError, match="PYTHONHASHSEED=0"):
+        world("ransom_note")
+    monkeypatch.setenv("PYTHONHASHSEED", "3")
+    assert world("ransom_note").task("train", 0).key == world("ransom_note").task("train", 0).key
+
+
 @pytest.mark.parametrize("dataset", sorted(adapter.SIGNS))
 def test_no_answer_is_run_as_python(dataset: str, capfd: pytest.CaptureFixture[str]) -> None:
     place = world(dataset)
@@ -127,7 +150,9 @@ def test_every_module_that_evaluates_is_known() -> None:
             found.add(name)
     # These evaluate what they made themselves, or have a parser of their own, and never the policy's text.
     harmless = {"basic_arithmetic", "bitwise_arithmetic", "codeio", "number_sorting", "propositional_logic"}
-    assert found - harmless == set(adapter.SIGNS) | set(adapter.EVALUATES)
+    assert found - harmless == set(adapter.SIGNS) | {
+        name for name in adapter.REFUSED if "integration" in name or "poly" in name
+    }
 
 
 class Brittle(ProceduralDataset):
@@ -176,6 +201,7 @@ def test_marks() -> None:
     [
         ("leg_count", {}, "there is no data set 'leg_count'; available: .*leg_counting"),
         ("simple_integration", {}, "as Python"),
+        ("codeio", {}, "another problem each time"),
         ("leg_counting", {"args": {"legs": 3}}, "refuses"),
         ("leg_counting", {"args": {"min_animals": -1}}, "refuses"),
         ("leg_counting", {"args": {"seed": 3}}, "args.seed has no effect"),
