@@ -58,7 +58,7 @@ class World:
         self.env = env.rpartition(":")[2]
         self.seed, self.solved_at, self.max_turns = seed, solved_at, max_turns
         self.render, self.actions = render, tuple(map(str, actions)) if actions else ()
-        self.expert = resolve(expert, "expert") if expert else None
+        self.expert: Any = resolve(expert, "expert") if expert else None
         self.stream: Deck | None = None
         if (data is not None) != self.make.wants_rows:
             words = (

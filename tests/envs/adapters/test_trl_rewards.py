@@ -6,7 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from envs import Facts, JudgeFailed, JudgeTimedOut
 from envs.adapters.trl_rewards import World
@@ -122,6 +124,21 @@ def test_one_that_hangs_or_dies_loses_its_episode_and_the_next_is_judged(tmp_pat
     with pytest.raises(JudgeFailed, match="code 7"):
         only(place, "die")
     assert only(place, "fine")["reward"] == 1.0
+
+
+def test_a_table_of_any_kind_is_read_and_what_is_absent_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,answer,kind\n" + "".join(f"{i}?,{i},\n" for i in range(40)) + "40?,40,sum\n")
+    assert only(world(str(path), "exact", "only_sums", gold="answer"), "no")["parts"] == {"exact": 0.0}
+
+
+def test_a_column_that_is_no_json_can_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    made = [{"prompt": f"{i}?", "answer": str(i), "image": b"\x00"} for i in range(20)]
+    parquet.write_table(pyarrow.Table.from_pylist(made), path)
+    with pytest.raises(ValueError, match="`image` is bytes; leave it out by `columns`"):
+        world(str(path), "exact")
+    assert world(str(path), "exact", columns=["prompt", "answer"]).size("train") > 10
 
 
 def test_splits_are_by_prompt_and_a_prompt_is_one_task(tmp_path: Path) -> None:
