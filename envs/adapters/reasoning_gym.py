@@ -30,7 +30,9 @@ ASK = "Give the final answer alone between <answer> and </answer>."
 NEVER_RIGHT = "I do not know"
 CHUNK = 500
 """Problems of one seed: some data sets draw as many when they are made."""
-SPAN, CHUNKS, TRIES = 100, 32, 500
+SPAN, CHUNKS = 100, 32
+"""Neighbouring tasks share the data set of one seed; so many are kept, for some take long to make."""
+TRIES, TRIES_OF_A_CHUNK = 500, 20
 ANSWER_CHARS = 20_000
 FULL = 1.0 - 1e-9
 
@@ -87,9 +89,8 @@ class World:
     def task(self, split: Split, index: int) -> Task:
         own = f"{self.seed}/" if split == "train" else ""
         for tried in range(TRIES):
-            turn, place = divmod(tried, CHUNK // SPAN)
-            chunk = _number(f"{split}/{own}{index // SPAN}/{turn}")
-            position = place * SPAN + index % SPAN
+            chunk = _number(f"{split}/{own}{index // SPAN}/{tried // TRIES_OF_A_CHUNK}")
+            position = _number(f"{split}/{own}{index}/{tried}") % CHUNK
             entry = self._chunk(chunk)[position]
             key = _key(entry)
             if heldout(key) == (split == "heldout"):

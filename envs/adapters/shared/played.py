@@ -125,7 +125,7 @@ class Simulator:
     def _observed(self, observation: Any) -> list[Message]:
         shown = [observation if isinstance(observation, str) else json.dumps(_plain(observation), default=str)]
         if self.render and isinstance(drawn := self.env.render(), str):
-            shown.append(_uncoloured(drawn))
+            shown.append(uncoloured(drawn))
         return [{"role": "user", "content": "\n".join(shown)}]
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _uncoloured(drawn: str) -> str:
+def uncoloured(drawn: str) -> str:
     """A drawing without terminal colours: what had a background stands in brackets, other colours in round ones."""
     drawn = re.sub(r"\x1b\[4\dm(.*?)\x1b\[0m", r"[\1]", drawn)
     drawn = re.sub(r"\x1b\[3\dm(.*?)\x1b\[0m", r"(\1)", drawn)

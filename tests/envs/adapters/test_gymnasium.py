@@ -10,6 +10,7 @@ import pytest
 
 from envs import EnvCrashed, Facts, Message
 from envs.adapters.gymnasium import World
+from envs.adapters.shared.played import uncoloured
 
 MINE = str(Path(__file__).with_name("gym_examples.py"))
 MOVES = ["left", "down", "right", "up"]
@@ -63,6 +64,7 @@ def test_a_hole_ends_it_and_a_time_limit_cuts_it() -> None:
 
 def test_a_drawing_is_shown_without_colours() -> None:
     heard, _ = asyncio.run(play(lake(render=True), ["down"]))
+    assert uncoloured("\x1b[1mA\x1b[0m\x1b[32mB\x1b[0m\x1b[41mC\x1b[0m\n") == "A(B)[C]"
     assert "[S]FFF" in heard[0]["content"] and "[F]HFH" in heard[1]["content"] and "\x1b" not in str(heard)
 
 
@@ -77,6 +79,8 @@ def test_the_expert_crosses_and_chance_does_not() -> None:
     with pytest.raises(ValueError, match="give `expert`"):
         lake().demonstrate(task, random.Random(0), err=False)
     lake().demonstrate(task, random.Random(0), err=True)
+    with pytest.raises(ValueError, match="does not solve it"):
+        lake(expert=f"{MINE}:stuck").demonstrate(task, random.Random(0), err=False)
 
 
 def test_a_task_is_a_seed_of_its_split() -> None:

@@ -4,6 +4,7 @@ import ast
 import asyncio
 import inspect
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ class Brittle(ProceduralDataset):
         super().__init__(config, seed=config.seed, size=config.size)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"question": f"{self.seed} and {index}?", "answer": "42", "metadata": {}}
+        question = f"{index % 40}?" if self.config.few else f"{self.seed} and {index}?"
+        return {"question": question, "answer": "42", "metadata": {}}
 
     def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
         if self.config.broken:
@@ -175,19 +177,28 @@ class Settings:
     seed: int = 0
     size: int = 500
     broken: bool = False
+    few: bool = False
 
 
-def test_an_answer_that_breaks_the_scorer_is_wrong_and_a_broken_scorer_no_verdict() -> None:
-    if "brittle" not in DATASETS:
-        register_dataset("brittle", Brittle, Settings)
-    try:
-        facts = answered(world("brittle"), "7000")
-        assert facts["reward"] == 0.0 and "ZeroDivisionError" in facts["verdict"]
-        assert answered(world("brittle"), "42")["solved"]
-        with pytest.raises(JudgeFailed, match="no scorer today"):
-            answered(world("brittle", args={"broken": True}), "7000")
-    finally:
-        del DATASETS["brittle"]
+@pytest.fixture
+def brittle() -> Iterator[None]:
+    register_dataset("brittle", Brittle, Settings)
+    yield
+    del DATASETS["brittle"]
+
+
+def test_an_answer_that_breaks_the_scorer_is_wrong_and_a_broken_scorer_no_verdict(brittle: None) -> None:
+    facts = answered(world("brittle"), "7000")
+    assert facts["reward"] == 0.0 and "ZeroDivisionError" in facts["verdict"]
+    assert answered(world("brittle"), "42")["solved"]
+    with pytest.raises(JudgeFailed, match="no scorer today"):
+        answered(world("brittle", args={"broken": True}), "7000")
+
+
+def test_splits_never_meet_though_there_are_few_problems(brittle: None) -> None:
+    place = world("brittle", args={"few": True})
+    train, held = ({place.task(split, i).key for i in range(200)} for split in ("train", "heldout"))  # type: ignore[arg-type]
+    assert train and held and not train & held and len(train | held) == 40
 
 
 def test_marks() -> None:

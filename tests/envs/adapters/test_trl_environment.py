@@ -120,6 +120,9 @@ def test_a_column_chooses_among_classes(tmp_path: Path) -> None:
     place = world(str(path), classes, functions=[f"{MINE}:says"])
     seen = {place.task("train", i).family: place.task("train", i) for i in range(20)}
     assert set(seen) == {"Counter", "Echo"}
+    echo = next(i for i in range(20) if place.task("train", i).family == "Echo")
+    word = place.task("train", echo).hidden["columns"]["word"]
+    assert asyncio.run(play(place, [f"<tool: say>\n{word}\n</tool>", "."], echo))[1]["parts"] == {"says": 1.0}
     assert (
         "increment" in seen["Counter"].messages[0]["content"] and "increment" not in seen["Echo"].messages[0]["content"]
     )

@@ -142,6 +142,7 @@ class Counter:
 
 class Echo:
     def reset(self, prompt, word, **kwargs):
+        assert "environment" not in kwargs
         self.word, self.said = word, ""
 
     def say(self, text: str) -> str:
