@@ -10,7 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from envs import Facts, JudgeFailed, JudgeTimedOut, MachineryError
+from envs import Facts, JudgeFailed, JudgeTimedOut
 from envs.adapters.trl_rewards import World
 
 MINE = str(Path(__file__).with_name("trl_examples.py"))
@@ -27,26 +27,18 @@ def world(data: str, *names: str, **settings: Any) -> World:
     return World(None, data=data, functions=[f"{MINE}:{name}" for name in names], **settings)  # type: ignore[arg-type]
 
 
-async def judged(place: World, *actions: str) -> list[Facts | BaseException]:
-    """One after the other, in the same world."""
-    said: list[Facts | BaseException] = []
-    for action in actions:
-        env = place.open(place.task("train", 0))
-        await env.start()
-        assert (await env.step(action)).done
-        try:
-            said.append(await env.measure())
-        except MachineryError as error:
-            said.append(error)
-    await place.close()
-    return said
+async def one(place: World, action: str) -> Facts:
+    env = place.open(place.task("train", 0))
+    await env.start()
+    assert (await env.step(action)).done
+    return await env.measure()
 
 
 def only(place: World, action: str) -> Facts:
-    [facts] = asyncio.run(judged(place, action))
-    if isinstance(facts, BaseException):
-        raise facts
-    return facts
+    try:
+        return asyncio.run(one(place, action))
+    finally:
+        asyncio.run(place.close())
 
 
 def right(place: World) -> str:
@@ -114,12 +106,28 @@ def test_a_function_that_fails_gives_no_verdict(name: str, words: str, tmp_path:
         only(world(rows(tmp_path), name), "x")
 
 
-def test_one_that_hangs_or_dies_loses_its_episode_and_the_next_is_judged(tmp_path: Path) -> None:
-    late, fine = asyncio.run(judged(world(rows(tmp_path), "hangs", timeout_s=8.0), "hang", "fine"))
-    assert isinstance(late, JudgeTimedOut) and not isinstance(fine, BaseException) and fine["reward"] == 1.0
-    dead, fine = asyncio.run(judged(world(rows(tmp_path), "dies"), "die", "fine"))
-    assert isinstance(dead, JudgeFailed) and "code 7" in str(dead)
-    assert not isinstance(fine, BaseException) and fine["reward"] == 1.0
+def test_one_that_hangs_loses_its_episode_and_the_next_is_judged(tmp_path: Path) -> None:
+    async def both(place: World) -> Facts:
+        place.functions.timeout_s = 1.0
+        with pytest.raises(JudgeTimedOut, match="within 1 s"):
+            await one(place, "hang")
+        place.functions.timeout_s = 60.0
+        return await one(place, "fine")
+
+    place = world(rows(tmp_path), "hangs")
+    assert asyncio.run(both(place))["reward"] == 1.0
+    place.functions.close()
+
+
+def test_one_that_dies_loses_its_episode_and_the_next_is_judged(tmp_path: Path) -> None:
+    async def both(place: World) -> Facts:
+        with pytest.raises(JudgeFailed, match="code 7"):
+            await one(place, "die")
+        return await one(place, "fine")
+
+    place = world(rows(tmp_path), "dies")
+    assert asyncio.run(both(place))["reward"] == 1.0
+    place.functions.close()
 
 
 def test_a_table_of_any_kind_is_read_and_what_is_absent_is_none(tmp_path: Path) -> None:
