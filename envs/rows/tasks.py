@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from envs import JudgeFailed, Message, Split, Task, heldout
+from envs import JudgeFailed, Message, Split, Task
 from envs.rows import Loaded, Problem, load
+from envs.rows.deck import Deck
 from envs.rows.records import CodeProblem, MathProblem, Refused, SweProblem
 
 log = logging.getLogger(__name__)
@@ -24,39 +25,20 @@ UNLIKELY = "987654321"
 
 
 class Stream:
-    """Endless tasks out of a file. The train split is shuffled anew in every round through it, by the seed; the
-    held-out one always has the same order, which does not depend on the order in the file.
-    """
+    """Endless tasks out of a file, in the order of a `Deck`."""
 
     def __init__(self, world: str, tasks: str, seed: int, **settings: Any) -> None:
         """`settings` go to the function that makes tasks: see `math_task` and `code_task`."""
         loaded, made = _made(world, str(tasks), _stamp(Path(tasks)), tuple(sorted(settings.items())))
-        self.world, self.source, self.seed, self.report = world, str(tasks), seed, loaded.report
-        self.tasks: dict[Split, list[Task]] = {
-            "train": [task for task in made if not heldout(task.key)],
-            "heldout": [task for task in made if heldout(task.key)],
-        }
-        self._round: tuple[int, list[Task]] = (-1, [])
+        self.report = loaded.report
+        self.deck = Deck(world, str(tasks), made, seed, loaded.report)
+        self.tasks = self.deck.tasks
 
     def size(self, split: Split) -> int:
-        return len(self.tasks[split])
+        return self.deck.size(split)
 
     def task(self, split: Split, index: int) -> Task:
-        tasks = self.tasks[split]
-        if not tasks:
-            taken = sum(map(len, self.tasks.values()))
-            raise ValueError(
-                f"world {self.world}: {self.source} has no {split} task among {taken}, of which a fifth is held out "
-                "by its key; expected more rows"
-            )
-        if split == "heldout":
-            return tasks[index % len(tasks)]
-        turn, place = divmod(index, len(tasks))
-        if self._round[0] != turn:
-            order = list(tasks)
-            random.Random(f"rows/{self.seed}/{turn}").shuffle(order)
-            self._round = (turn, order)
-        return self._round[1][place]
+        return self.deck.task(split, index)
 
 
 def refuse_unused(world: str, **settings: tuple[Any, Any]) -> None:
@@ -90,7 +72,6 @@ def _made(
         raise ValueError(f"world {world} can take no problem of {loaded.report}")
     if loaded.report.refused or loaded.report.duplicates:
         log.warning("world %s: %s", world, loaded.report)
-    made.sort(key=lambda task: random.Random(task.key).random())
     return loaded, made
 
 
