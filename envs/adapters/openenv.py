@@ -81,7 +81,10 @@ class World:
             key=f"seed/{number}",
             family="openenv",
             level=0,
-            messages=({"role": "system", "content": text},),
+            messages=(
+                {"role": "system", "content": text},
+                {"role": "user", "content": f"[what the server shows after a reset with seed {number}]"},
+            ),
             given={"seed": number},
         )
 
@@ -131,7 +134,7 @@ class OpenEnv:
         seen = await self._ask("reset", {"seed": self.task.given["seed"], **self.world.reset})
         if "message" in seen:
             raise EnvCrashed(f"the OpenEnv server refused the reset: {seen['message']}")
-        return [*self.task.messages, {"role": "user", "content": self._told(seen)}]
+        return [self.task.messages[0], {"role": "user", "content": self._told(seen)}]
 
     async def _ask(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
         """What the server answers: an observation, or a `message` where it refuses. Raises EnvCrashed."""

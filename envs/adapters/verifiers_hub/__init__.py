@@ -63,6 +63,8 @@ class World:
         solved_at: float = 1.0,
         max_turns: int | None = None,
     ) -> None:
+        if gold and (not isinstance(gold, str) or "{answer}" not in gold):
+            raise ValueError(f"world verifiers_hub: got gold={gold!r}; expected a text with {{answer}} in it")
         self.seed, self.gold, self.solved_at = seed, gold, solved_at
         self.kind = _loaded(environment, dict(args or {}))
         self.max_turns = max_turns or self.kind.max_turns or 20

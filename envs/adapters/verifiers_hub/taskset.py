@@ -39,7 +39,7 @@ class Single:
             raise ValueError(f"environment {environment!r} cannot be loaded: {problem}") from None
         self.system = taskset.system_prompt
         self.tasks = list(itertools.islice(taskset, MOST_TASKS))
-        self.max_turns = 1
+        self.max_turns: int | None = 1
         if not self.tasks:
             raise ValueError(f"environment {environment!r} has no task")
         self._refuse(environment, taskset, self.tasks[0])

@@ -94,6 +94,24 @@ def test_a_folder_is_read_and_what_is_not_met_is_said(tmp_path: Path) -> None:
     assert task.overridden == ("network access", "cpus = 1", "memory_mb = 2048")
 
 
+def test_harbors_own_parser_reads_the_same(tmp_path: Path) -> None:
+    """Its package asks for Python 3.12: elsewhere nothing of it can be installed."""
+    theirs = pytest.importorskip("harbor.models.task.task")
+    toml = (
+        TOML.replace("[verifier]", '[verifier]\nenvironment_mode = "separate"')
+        + '[[artifacts]]\nsource = "/app/a.txt"\n'
+    )
+    quiet = '[environment]\nnetwork_mode = "no-network"\nworkdir = "/srv"\n[solution.env]\nMODE = "fast"\n'
+    for name, text in {"plain": TOML, "separate": toml, "empty": "", "quiet": quiet}.items():
+        path = sums(tmp_path / name, task_dot_toml=text)
+        ours, config = folder.read(path, tmp_path), theirs.Task(path).config
+        assert theirs.Task.is_valid_dir(path) and ours.instruction == theirs.Task(path).instruction.strip()
+        assert (ours.verifier_s, ours.workdir) == (config.verifier.timeout_sec, config.environment.workdir)
+        assert ours.solution_env == config.solution.env and list(ours.artifacts) == [a.source for a in config.artifacts]
+        assert ours.separate == (config.verifier.environment_mode == "separate")
+        assert ("network access" in ours.overridden) == (config.environment.network_mode != "no-network")
+
+
 def test_its_digest_and_image_change_with_what_they_are_made_of(tmp_path: Path) -> None:
     first = folder.read(sums(tmp_path / "a"), tmp_path)
     tests = folder.read(sums(tmp_path / "b", tests__check_dot_py="assert False\n"), tmp_path)
@@ -289,7 +307,7 @@ def gold_of(place: Place, key: str) -> list[str]:
 def test_an_attempt_that_keeps_the_verifier_from_a_verdict_has_earned_nothing(place: Place) -> None:
     """Where it works on an untouched environment, its failure is the attempt's; where not, the machinery's."""
     stuck = "printf 'while True: pass\\n' > total.py; echo 42 > answer.txt"
-    played = place.play("sums", [bash(stuck), SUBMIT], grading_timeout_s=2)
+    played = place.play("sums", [bash(stuck), SUBMIT], grading_timeout_s=4)
     assert not played.solved and played.facts["reward"] == 0.0 and "did not end" in played.facts["verdict"]
     gone = place.play("sums", [bash("cd /; rm -rf /work/app"), SUBMIT])
     assert not gone.solved and gone.facts["reward"] == 0.0

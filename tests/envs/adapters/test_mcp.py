@@ -75,10 +75,10 @@ def test_wrong_calls_are_answered_and_long_answers_cut(world: mcp.World) -> None
     assert go(replay(world, task, ["<tool: nosuchtool>\nx\n</tool>"])).invalid
 
 
-def test_a_late_answer_is_told_and_a_dead_server_is_the_machinerys_failure(rows: str) -> None:
-    world = mcp.World(None, server=SERVER, tasks=rows, call_timeout_s=1)  # type: ignore[arg-type]
+def test_a_late_answer_is_told_and_a_dead_server_is_the_machinerys_failure(world: mcp.World, rows: str) -> None:
     task = world.task("train", 0)
-    played = go(replay(world, task, ['<tool_call>{"name": "sleep", "arguments": {"seconds": 20}}</tool_call>']))
+    hasty = mcp.World(None, server=SERVER, tasks=rows, call_timeout_s=1)  # type: ignore[arg-type]
+    played = go(replay(hasty, task, ['<tool_call>{"name": "sleep", "arguments": {"seconds": 20}}</tool_call>']))
     assert "timed out" in played.heard[-1]
     with pytest.raises(EnvCrashed, match="the roof came down"):
         go(replay(world, task, ["<tool: die>\n</tool>"]))

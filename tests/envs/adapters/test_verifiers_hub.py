@@ -232,6 +232,8 @@ def test_a_taskset_is_answered_once_and_graded_by_its_rewards(make: Any) -> None
         make(RUNTIME)
 
 
-def test_what_is_not_installed_is_said(make: Any) -> None:
+def test_what_is_not_installed_or_makes_no_sense_is_said(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected a text with \{answer\}"):
+        make(TASKSET, gold={"answer": None})
     with pytest.raises(ValueError, match="not a module 'no_such_environment'"):
         verifiers_hub.World(None, environment="someone/no-such-environment")  # type: ignore[arg-type]
