@@ -145,8 +145,8 @@ def call(action: str, tools: Mapping[str, Tool]) -> Call | None:
 
 def prompt(tools: Sequence[Tool]) -> str:
     """What tells a policy of its tools, for a system message."""
-    shown = "\n".join(json.dumps(tool.schema["function"], ensure_ascii=False) for tool in tools)
-    return f'{shown}\nCall one as <tool_call>{{"name": …, "arguments": …}}</tool_call> or <tool: name>.'
+    shown = (json.dumps(tool.schema["function"], ensure_ascii=False, separators=(",", ":")) for tool in tools)
+    return "\n".join(["Tools:", *shown, "To call one:", "<tool: NAME>", "its argument, or JSON of several", "</tool>"])
 
 
 def _known(name: str, tools: Mapping[str, Tool]) -> Tool:
