@@ -69,11 +69,11 @@ def render(document: Document) -> str:
 def _hashes(hashes: Mapping[str, str]) -> Markup:
     if not hashes:
         return Markup("")
-    rows = [tag("dt", name) + tag("dd", tag("code", value)) for name, value in hashes.items()]
+    rows = [join([tag("dt", name), tag("dd", tag("code", value))]) for name, value in hashes.items()]
     return tag(
         "details",
         tag("summary", f"What it was made of: {len(hashes)} {'hash' if len(hashes) == 1 else 'hashes'}"),
-        tag("dl", Markup("".join(rows)), class_="hashes"),
+        tag("dl", rows, class_="hashes"),
     )
 
 
@@ -97,7 +97,7 @@ def _figures(figures: Mapping[str, Any], level: str = "h3", title: str = "") -> 
         pieces.append(tag("dl", pairs, class_="facts"))
     if len(groups) > 1 and set.intersection(*(set(group) for group in groups.values())):
         rows = list(dict.fromkeys(name for group in groups.values() for name in group))
-        body = [[row, *(group.get(row) for group in groups.values())] for row in rows]
+        body = [[_words(row), *(group.get(row) for group in groups.values())] for row in rows]
         pieces.append(_grid(["", *groups], body, by_row=True, label=title or "Figures"))
     else:
         pieces += [_figures(figures[name], level, f"{title}, {name}" if title else name) for name in groups]
@@ -118,8 +118,8 @@ def flat(figures: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def _table(table: Table) -> Markup:
-    note = tag("p", table.note, class_="note") if table.note else ""
-    return tag("h3", table.title) + Markup(note) + _grid(table.columns, table.rows, label=table.title)
+    note = [tag("p", table.note, class_="note")] if table.note else []
+    return join([tag("h3", table.title), *note, _grid(table.columns, table.rows, label=table.title)])
 
 
 def _grid(
@@ -167,14 +167,14 @@ def _plot(plot: Plot, number: int) -> Markup:
         titled = [tag("div", tag("h4", panel.title), picture) for panel, picture in zip(drawn, pictures, strict=True)]
         body = tag("div", titled, class_="panels wide" if plots.wide(plot) else "panels")
         if not plots.wide(plot):
-            body = tag("p", f"{plot.y_label}; in grey, the others.", class_="note") + body
+            body = join([tag("p", f"{plot.y_label}; in grey, the others.", class_="note"), body])
     else:
         body = join(pictures)
     every = plots.stride(plot)
     notes = [tag("p", plot.note, class_="note")] if plot.note else []
     notes += [tag("p", f"Drawn: one point in {every}.", class_="note")] if every > 1 else []
     caption = tag("figcaption", notes, _numbers(plot))
-    return tag("figure", tag("h3", plot.title), Markup(body), caption, class_="many" if many else "alone")
+    return tag("figure", tag("h3", plot.title), body, caption, class_="many" if many else "alone")
 
 
 def _numbers(plot: Plot) -> Markup:

@@ -25,7 +25,7 @@ def clean(text: str) -> str:
     return text.replace("\r\n", "\n").translate(_VISIBLE)
 
 
-def tag(name: str, *children: str | Iterable[Markup], **attributes: str | bool | None) -> Markup:
+def tag(name: str, /, *children: str | Iterable[Markup], **attributes: str | bool | None) -> Markup:
     """An element. A child is text, markup, or several pieces of markup; `class_` is the attribute class."""
     given = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(clean(value))}"')

@@ -16,11 +16,13 @@ def numeric(values: Sequence[Any]) -> bool:
 
 
 def column(values: Sequence[Any]) -> list[str]:
-    """A column's cells. Its numbers share their decimals: three digits of the largest, at most three decimals."""
+    """A column's cells. Its numbers share their decimals: three digits of the largest, less what is 0 in all."""
     numbers = [value for value in values if _number(value)]
     whole = all(isinstance(value, int) for value in numbers)
     largest = max((abs(value) for value in numbers if math.isfinite(value)), default=0.0)
     decimals = 0 if whole else _decimals(largest)
+    while decimals and all(f"{value:.{decimals}f}".endswith("0") for value in numbers if math.isfinite(value)):
+        decimals -= 1
     return [cell(value, decimals) for value in values]
 
 
@@ -30,9 +32,9 @@ def cell(value: Any, decimals: int | None = None) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
+    if isinstance(value, int) and not decimals:
         return minus(f"{value:,}")
-    if isinstance(value, float):
+    if isinstance(value, int | float):
         return minus(_float(value, _decimals(abs(value)) if decimals is None else decimals))
     if isinstance(value, dict):
         return ", ".join(f"{clean(str(key))} {cell(held)}" for key, held in value.items()) or "–"
@@ -53,7 +55,7 @@ def _float(value: float, decimals: int) -> str:
 
 
 def _decimals(largest: float) -> int:
-    return 3 if not 1 <= largest < math.inf else max(0, 2 - math.floor(math.log10(largest)))
+    return min(5, max(0, 2 - math.floor(math.log10(largest)))) if 0 < largest < math.inf else 3
 
 
 def _number(value: Any) -> bool:

@@ -66,7 +66,7 @@ def stride(plot: Plot) -> int:
 def svg(panel: Panel, prefix: str, label: str, *, many: bool) -> Markup:
     """One panel. `prefix` keeps its ids apart from those of others, `label` says what it shows."""
     small = many and not _by_name(panel.plot)
-    with _figure(_height(panel.plot, small), 2.35 if small else 4.6) as figure:
+    with _figure(_height(panel.plot, small), 2.35 if small else 3.5 if many else 4.6) as figure:
         _draw(figure, figure.subplots(), panel, small=small)
         out = io.StringIO()
         figure.savefig(
@@ -100,10 +100,12 @@ def _draw(figure: Any, axis: Any, panel: Panel, *, small: bool, titled: bool = F
     else:
         _xy(axis, panel)
         axis.set_xlabel(_wrapped(clean(plot.x_label), 26 if small else 52))
+        several = panel.focus is None and len(plot.series) > 1
         if label and not small:
-            axis.set_title(_wrapped(label, 56), loc="left", fontsize=9, color=COLOURS["muted"])
-        if panel.focus is None and len(plot.series) > 1:
-            _name_series(figure, axis, plot)
+            above = 15 * -(-len(plot.series) // 2) if several and plot.kind != "line" else 0
+            axis.set_title(_wrapped(label, 56), loc="left", fontsize=9, color=COLOURS["muted"], pad=6 + above)
+        if several:
+            _name_lines(figure, axis, plot) if plot.kind == "line" else _legend(axis)
     if titled and panel.title:
         axis.set_title(_short(panel.title, 30), loc="left", fontsize=9.5, color=COLOURS["ink"])
 
@@ -131,12 +133,13 @@ def _xy(axis: Any, panel: Panel) -> None:
             width = 0.9 * min(gaps, default=1.0) / (1 if panel.focus is not None else len(plot.series))
             shift = 0.0 if panel.focus is not None else (number - (len(plot.series) - 1) / 2) * width
             if not behind:
-                axis.bar([v + shift for v in x], y, width=width, color=style["color"])
+                axis.bar([v + shift for v in x], y, width=width, color=style["color"], label=_short(series.name))
         else:
             shape = MARKERS[0 if panel.focus is not None else number % len(MARKERS)]
             if not behind:
                 axis.vlines(x, low, high, color=style["color"], linewidth=1.2)
-            axis.plot(x, y, shape, markersize=2.0 if behind else 3.6, color=style["color"], markeredgewidth=0)
+            size = 2.0 if behind else 3.6
+            axis.plot(x, y, shape, markersize=size, color=style["color"], markeredgewidth=0, label=_short(series.name))
     if names:
         axis.set_xticks(range(len(names)), [_short(name, 14) for name in names])
     else:
@@ -178,18 +181,22 @@ def _rows(axis: Any, plot: Plot) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(_tick))
     _shares(axis.set_xlim, plot)
     if several:
-        axis.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=2,
-            frameon=False,
-            borderaxespad=0.2,
-            handlelength=1.2,
-            labelcolor=COLOURS["ink"],
-        )
+        _legend(axis)
 
 
-def _name_series(figure: Any, axis: Any, plot: Plot) -> None:
+def _legend(axis: Any) -> None:
+    axis.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=2,
+        frameon=False,
+        borderaxespad=0.2,
+        handlelength=1.2,
+        labelcolor=COLOURS["ink"],
+    )
+
+
+def _name_lines(figure: Any, axis: Any, plot: Plot) -> None:
     """Each series' name at its last point, moved apart where they would touch."""
     figure.draw_without_rendering()
     ends = []

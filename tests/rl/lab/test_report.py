@@ -65,7 +65,8 @@ def sound(text: str) -> Page:
     assert len(ids) == len(set(ids))
     links = [given["href"] or "" for _, given in seen.elements if "href" in given]
     assert all(link.startswith("#") and link[1:] in ids for link in links)
-    used = re.findall(r"url\((.*?)\)", " ".join(value or "" for _, given in seen.elements for value in given.values()))
+    styled = [given.get(name) or "" for _, given in seen.elements for name in ("style", "clip-path")]
+    used = re.findall(r"url\((.*?)\)", " ".join(styled))
     assert all(link.startswith("#") and link[1:] in ids for link in used)
     assert not re.search(r"@import|url\(", "".join(re.findall(r"<style>(.*?)</style>", text, re.S)))
     policy = [given["content"] for given in seen.all("meta") if given.get("http-equiv") == "Content-Security-Policy"]
@@ -220,9 +221,13 @@ def contrast(a: str, b: str) -> float:
         ([0.12345, 0.5, None], ["0.123", "0.500", "–"]),
         ([1234.5, 0.25], ["1,234", "0.25"]),
         ([1, -20_000, True], ["1", "\u221220,000", "yes"]),
-        ([0.00001, 0.0], ["1e\u221205", "0.000"]),
-        ([1.5, "x", float("inf")], ["1.50", "x", "inf"]),
+        ([0.00000123, 0.0], ["1.2e\u221206", "0"]),
+        ([0.0625, 0.5], ["0.062", "0.500"]),
+        ([0.0625, None], ["0.0625", "–"]),
+        ([1.5, "x", float("inf")], ["1.5", "x", "inf"]),
         ([12.345, 1.0], ["12.3", "1.0"]),
+        ([1.0, 3.0], ["1", "3"]),
+        ([1, 0.75], ["1.00", "0.75"]),
     ],
 )
 def test_numbers_of_a_column_share_their_decimals(values: list[float | str | None], shown: list[str]) -> None:
