@@ -26,6 +26,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 LONGEST = 20_000
 """Characters of one message that are shown: most of them its beginning, a quarter its end."""
 PREVIEW = 90
+WRAPPED = 24
+"""Characters of a cell beyond which it may take several lines."""
 ROWS = 60
 """Of a plot's numbers, in a table below it; of more, the bounds only."""
 
@@ -122,9 +124,7 @@ def _table(table: Table) -> Markup:
     return join([tag("h3", table.title), *note, _grid(table.columns, table.rows, label=table.title)])
 
 
-def _grid(
-    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, label: str, by_row: bool = False, first: bool = True
-) -> Markup:
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, label: str, by_row: bool = False) -> Markup:
     """A table that scrolls within itself. Numbers agree in their decimals down a column, or `by_row` along a row."""
     width = len(columns)
     rows = [[*row, *[None] * width][:width] for row in rows]
@@ -136,16 +136,22 @@ def _grid(
         shown = [
             list(row) for row in zip(*(numbers.column([row[n] for row in rows]) for n in range(width)), strict=True)
         ]
-    head = [tag("th", name, scope="col", class_="number" if right[n] else None) for n, name in enumerate(columns)]
-    body = []
-    for row in shown:
-        cells = []
-        for n, text in enumerate(row):
-            if n == 0 and first and not right[0]:
-                cells.append(tag("th", text, scope="row"))
-            else:
-                cells.append(tag("td", text, class_="number" if right[n] else "words" if len(text) > 24 else None))
-        body.append(tag("tr", cells))
+
+    def drawn(name: str, n: int, text: str, scope: str | None) -> Markup:
+        kinds = [kind for kind, so in (("number", right[n]), ("words", len(text) > WRAPPED)) if so]
+        return tag(name, text, scope=scope, class_=" ".join(kinds) or None)
+
+    head = [drawn("th", n, name, "col") for n, name in enumerate(columns)]
+    body = [
+        tag(
+            "tr",
+            [
+                drawn("td", n, text, None) if n or right[0] else drawn("th", 0, text, "row")
+                for n, text in enumerate(row)
+            ],
+        )
+        for row in shown
+    ]
     grid = tag("table", tag("thead", tag("tr", head)), tag("tbody", body))
     return tag("div", grid, class_="scroll", tabindex="0", role="region", aria_label=label)
 
