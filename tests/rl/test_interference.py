@@ -198,22 +198,25 @@ def test_held_out_tasks_are_paired_before_and_after(folder: Path) -> None:
         played.append(model)
         assert (Path(model) / "config.json").is_file()
         moved = "checkpoints" not in model
-        return [held_out(world, index, not moved or index % 2 == 0) for world in ("math", "swe") for index in range(8)]
+        return [held_out(world, index, not moved or index % 2 == 0) for world in ("math", "swe") for index in range(16)]
 
     found = interference.facts(folder, effect_steps=2, play=play)["measured"]
     assert (found["steps"], found["samples"], len(played)) == (2, 1, 5)
     assert list(found["after"]) == [effect.NOTHING, "code", "math", "swe"]
     nothing, math = found["after"][effect.NOTHING]["swe"], found["after"]["math"]["swe"]
-    assert (nothing["change"], nothing["better"], nothing["worse"], nothing["n"]) == (0.0, 0, 0, 8)
-    assert nothing["low"] < -0.1 and nothing["high"] > 0.1, "eight tasks without a change are no certainty"
-    assert (math["before"], math["change"], math["worse"]) == (1.0, -0.5, 4) and math["high"] < 0
+    assert (nothing["change"], nothing["better"], nothing["worse"], nothing["n"]) == (0.0, 0, 0, 16)
+    assert nothing["low"] < -0.1 and nothing["high"] > 0.1, "sixteen tasks without a change are no certainty"
+    assert (math["before"], math["change"], math["worse"]) == (1.0, -0.5, 8) and math["high"] < 0
 
 
 def held_out(world: str, index: int, solved: bool) -> Group:
     task = Task(world=world, key=f"{world}-{index}", family="f", level=0, messages=())
     outcome = Outcome.SOLVED if solved else Outcome.FAILED
     episode = Episode(task=task, messages=[], outcome=outcome, facts={"solved": solved})
-    return Group(index, world, 0, [Member(Trajectory(), episode, Score(float(solved)))])
+    trajectory = Trajectory()
+    trajectory.hear([1])
+    trajectory.speak([2], [0.0], [0])
+    return Group(index, world, 0, [Member(trajectory, episode, Score(float(solved)))])
 
 
 @pytest.mark.parametrize("tasks", [16, 128])
