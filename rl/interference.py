@@ -183,11 +183,11 @@ def show(
         told = ", ".join(f"{b} {change:+.2g}" for b, change in effects.items())
         console.print(f"A step of length 1 down the loss of {a}, to first order: {told}")
     if "measured" in found:
-        _measured(console, found["measured"])
+        tell_effect(console, found["measured"])
     return 0
 
 
-def _measured(console: Console, found: Mapping[str, Any]) -> None:
+def tell_effect(console: Console, found: Mapping[str, Any]) -> None:
     """A row for each world that was trained on alone, a column for each whose held-out tasks were played."""
     first, *_ = found["after"].values()
     table = Table(

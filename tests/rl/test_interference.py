@@ -1,5 +1,6 @@
 """Gradients by world of a stored run: planted agreement and conflict are found, and nothing heavy is started."""
 
+import io
 import json
 import random
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from envs import Episode, Outcome, Task
 from rewards import Score
@@ -207,6 +209,11 @@ def test_held_out_tasks_are_paired_before_and_after(folder: Path) -> None:
     assert (nothing["change"], nothing["better"], nothing["worse"], nothing["n"]) == (0.0, 0, 0, 16)
     assert nothing["low"] < -0.1 and nothing["high"] > 0.1, "sixteen tasks without a change are no certainty"
     assert (math["before"], math["change"], math["worse"]) == (1.0, -0.5, 8) and math["high"] < 0
+    console = Console(record=True, width=160, file=io.StringIO())
+    interference.tell_effect(console, found)
+    said = console.export_text()
+    assert "after 2 steps on one world alone" in said and "swe (1.00, n 16)" in said
+    assert "+0.000 [-0.154, +0.154]" in said and "-0.500 [-" in said and "Of 8 such intervals about 0.4" in said
 
 
 def held_out(world: str, index: int, solved: bool) -> Group:
