@@ -5,7 +5,8 @@ ones each time, then the held-out tasks in a real engine, and from the checkpoin
 average of gradients is emptied first, as it holds the other worlds' (its scale by weight is kept); all else is as in
 training. Before and after, the tasks are the same and so are the seeds of sampling, so that tasks can be paired.
 
-How noisy that is, is measured too: one row has no step at all. What its interval holds, chance alone can do.
+One row has no step at all: it shows whether the machine repeats itself. That is not all the noise, as any change of
+the weights turns some tasks by chance; this the intervals know of.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def tell_effect(console: Console, found: Mapping[str, Any]) -> None:
     count = sum(len(changes) for changes in found["after"].values())
     console.print(
         f"Of {count} such intervals about {0.05 * count:.1f} leave out a true 0 by chance. "
-        "The row without a step shows what chance does here."
+        "The row without a step shows whether the machine repeats itself."
     )
 
 
