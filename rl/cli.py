@@ -82,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     interference.add_argument("folder", metavar="RUN", help="a run folder with a checkpoint, as runs/quickstart")
     interference.add_argument("--tokens", type=int, metavar="N", help="sampled tokens of each world (a batch's)")
     interference.add_argument("--step", type=int, metavar="N", help="the checkpoint's step (the last)")
+    interference.add_argument(
+        "--effect", type=int, default=0, metavar="N", help="also N steps on each world alone, measured in an engine"
+    )
+    interference.add_argument("--tasks", type=int, metavar="N", help="held-out tasks for --effect (the run's)")
     interference.add_argument("--json", action="store_true", help="print JSON")
     interference.set_defaults(run=_interference)
 
@@ -190,7 +194,18 @@ def _report(args: argparse.Namespace) -> int:
 def _interference(args: argparse.Namespace) -> int:
     from rl import interference
 
-    return interference.show(Path(args.folder), tokens=args.tokens, step=args.step, as_json=args.json)
+    if args.effect < 0 or (args.tasks is not None and (args.tasks < 1 or not args.effect)):
+        raise ValueError(
+            f"got --effect {args.effect} --tasks {args.tasks}; expected numbers above 0, and --tasks only with --effect"
+        )
+    return interference.show(
+        Path(args.folder),
+        tokens=args.tokens,
+        step=args.step,
+        as_json=args.json,
+        effect_steps=args.effect,
+        tasks=args.tasks,
+    )
 
 
 def _tasks(args: argparse.Namespace) -> int:

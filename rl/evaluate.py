@@ -46,6 +46,20 @@ async def measure(
     cluster: Cluster | Local, settings: RunConfig, version: int, run: Run | None, page: Progress, barred: Quarantine
 ) -> dict[str, Any]:
     """One row: by world the number of tasks, pass@1, pass@k, and attempts lost to the machinery (in no mean)."""
+    return row(settings, version, await played(cluster, settings, version, run, page, barred))
+
+
+def row(settings: RunConfig, version: int, groups: list[Group]) -> dict[str, Any]:
+    return {
+        "step": version,
+        "worlds": {world: summary([g for g in groups if g.world == world]) for world in settings.worlds},
+    }
+
+
+async def played(
+    cluster: Cluster | Local, settings: RunConfig, version: int, run: Run | None, page: Progress, barred: Quarantine
+) -> list[Group]:
+    """Every held-out task, `eval.samples` attempts each, from the run's store where it was played before."""
     count = settings.eval.tasks
     wanted = [(world, index) for world in settings.worlds for index in indices(settings, world, count, barred)]
     lost: dict[str, str] = {}
@@ -73,10 +87,7 @@ async def measure(
             raise MachineryDown(
                 f"every held-out attempt of world {world} was lost to the machinery, the last with: {cause}"
             )
-    return {
-        "step": version,
-        "worlds": {world: summary([g for g in groups if g.world == world]) for world in settings.worlds},
-    }
+    return groups
 
 
 def summary(groups: list[Group]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""`rl interference`: do the worlds of a joint run pull the same way? From the run folder alone; no Ray, no engine.
+"""`rl interference`: do the worlds of a joint run pull the same way? From the run folder; an engine only if asked for.
 
 The newest stored attempts, as many tokens of each world and none older than the run's bound on staleness (the loss
 weighs by ratios, which mean little from far off), give one gradient a world: that of the run's own loss, per sampled
 token. Reported are its norm, the cosine between worlds, and to first order what a step down one world's loss does to
-another's: a step of length 1 changes the loss of b by -<g_a, g_b> / |g_a|. Training each world alone and comparing is
-what would measure the effect itself; this is its first derivative, without the optimiser's scaling.
+another's: a step of length 1 changes the loss of b by -<g_a, g_b> / |g_a|. That is a first derivative, without the
+optimiser's scaling; `--effect N` measures the effect on held-out success itself, in an engine (rl/effect.py).
 
 Gradients of few attempts are noisy, and noise pulls a cosine towards 0. So each world's attempts are also split in two
 halves, by lease: their cosine tells how much of such a gradient is the world's and how much is chance.
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from envs import Episode, Outcome, Task
 from rewards import Score
-from rl import algorithms, config
+from rl import algorithms, config, effect
 from rl.batch import pack
 from rl.store import Run
 from rl.trajectory import Member, Trajectory
@@ -48,8 +48,20 @@ COLUMNS = [
 ]
 
 
-def facts(folder: Path, *, tokens: int | None = None, step: int | None = None) -> dict[str, Any]:
-    """The report in figures. `tokens` sampled ones of each world, by default a batch's. Raises ValueError."""
+def facts(
+    folder: Path,
+    *,
+    tokens: int | None = None,
+    step: int | None = None,
+    effect_steps: int = 0,
+    tasks: int | None = None,
+    play: effect.Play | None = None,
+) -> dict[str, Any]:
+    """The report in figures. `tokens` sampled ones of each world, by default a batch's. Raises ValueError.
+
+    Where there are `effect_steps`, also what they do to `tasks` held-out tasks of each world, by default the run's;
+    `play` plays them, by default in an engine.
+    """
     if not (folder / "ledger.db").is_file():
         raise ValueError(f"there is no run at {folder}; expected a folder with a ledger.db")
     run = Run(folder)
@@ -68,6 +80,12 @@ def facts(folder: Path, *, tokens: int | None = None, step: int | None = None) -
         )
     gradient = Gradient(checkpoint, settings)
     halves = {world: [gradient(half) for half in _halves(members)] for world, members in sorted(attempts.items())}
+    measured: dict[str, Any] = {}
+    if effect_steps:
+        settings.eval.tasks = tasks or settings.eval.tasks
+        members = {world: [m for own in leases.values() for m in own] for world, leases in sorted(attempts.items())}
+        changes = effect.measured(checkpoint, settings, members, effect_steps, play or effect.in_engine(settings))
+        measured = {"measured": {"steps": effect_steps, "samples": settings.eval.samples, "after": changes}}
     return {
         "step": version,
         "worlds": {
@@ -82,6 +100,7 @@ def facts(folder: Path, *, tokens: int | None = None, step: int | None = None) -
             for world, own in halves.items()
         },
         **_pairs({world: _mean(own) for world, own in halves.items()}),
+        **measured,
     }
 
 
@@ -141,8 +160,10 @@ class Gradient:
         return count, torch.cat(parts)
 
 
-def show(folder: Path, *, tokens: int | None, step: int | None, as_json: bool) -> int:
-    found = facts(folder, tokens=tokens, step=step)
+def show(
+    folder: Path, *, tokens: int | None, step: int | None, as_json: bool, effect_steps: int, tasks: int | None
+) -> int:
+    found = facts(folder, tokens=tokens, step=step, effect_steps=effect_steps, tasks=tasks)
     if as_json:
         print(json.dumps(found))
         return 0
@@ -162,14 +183,37 @@ def show(folder: Path, *, tokens: int | None, step: int | None, as_json: bool) -
     for a, effects in found["effect"].items():
         told = ", ".join(f"{b} {change:+.2g}" for b, change in effects.items())
         console.print(f"A step of length 1 down the loss of {a}, to first order: {told}")
+    if "measured" in found:
+        tell_effect(console, found["measured"])
     return 0
+
+
+def tell_effect(console: Console, found: Mapping[str, Any]) -> None:
+    """A row for each world that was trained on alone, a column for each whose held-out tasks were played."""
+    first, *_ = found["after"].values()
+    table = Table(
+        title=f"Change of held-out success after {found['steps']} steps on one world alone, 95 % interval",
+        title_justify="left",
+    )
+    table.add_column("steps on")
+    for world, row in first.items():
+        table.add_column(f"{world} ({row['before']:.2f}, n {row['n']})", justify="right")
+    for trained, changes in found["after"].items():
+        cells = [f"{row['change']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" for row in changes.values()]
+        table.add_row(trained, *cells)
+    console.print(table)
+    count = sum(len(changes) for changes in found["after"].values())
+    console.print(
+        f"Of {count} such intervals about {0.05 * count:.1f} leave out a true 0 by chance. "
+        "The row without a step shows whether the machine repeats itself."
+    )
 
 
 def _pairs(gradients: Mapping[str, Tensor]) -> dict[str, Any]:
     """Cosine between worlds, and the change of b's loss by a step of length 1 down a's (b's own where they are one)."""
     cosine = {a: {b: _cosine(own, other) for b, other in gradients.items()} for a, own in gradients.items()}
-    effect = {a: {b: -cosine[a][b] * _norm(other) for b, other in gradients.items()} for a in gradients}
-    return {"cosine": cosine, "effect": effect}
+    first_order = {a: {b: -cosine[a][b] * _norm(other) for b, other in gradients.items()} for a in gradients}
+    return {"cosine": cosine, "effect": first_order}
 
 
 def _halves(leases: Mapping[int, Sequence[Member]]) -> list[list[Member]]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,9 @@ from rl.batch import Batch, pack
 from rl.metrics import means, sums_by_world
 from rl.ranks import ALONE, Ranks, part, whole
 from rl.trajectory import Member
+
+if TYPE_CHECKING:
+    from rl.config import RunConfig
 
 TRAINER_STATE = "trainer.pt"
 """Optimiser, random generators and version, beside the weights of a checkpoint."""
@@ -66,6 +69,28 @@ class Settings:
     threads: int = 0
     """CPU threads of torch in this process, 0 to leave them."""
     seed: int = 0
+
+    @classmethod
+    def of(cls, config: RunConfig, model: str) -> Settings:
+        """The learner of a run, with the weights in the folder `model`."""
+        settings = config.learner
+        return cls(
+            model=model,
+            lr=settings.lr,
+            loss_denominator=settings.batch_tokens,
+            algorithm=config.algorithm.name,
+            algorithm_args=config.algorithm.args,
+            warmup_steps=settings.warmup_steps,
+            weight_decay=settings.weight_decay,
+            betas=(settings.beta1, settings.beta2),
+            grad_clip=settings.grad_clip,
+            row_tokens=settings.row_tokens,
+            dtype="bfloat16" if config.policy.dtype == "bfloat16" else "float32",
+            attention=settings.attention,
+            recompute=settings.recompute,
+            threads=settings.threads,
+            seed=config.seed,
+        )
 
     def __post_init__(self) -> None:
         for name in ("loss_denominator", "grad_clip", "row_tokens"):

@@ -17,6 +17,7 @@ from rl.config import RunConfig
 from rl.live import Page
 from rl.quarantine import Quarantine
 from rl.store import Run
+from rl.trajectory import Group
 
 
 def evaluate_model(settings: RunConfig, model: str | None, *, as_json: bool) -> int:
@@ -29,19 +30,21 @@ def evaluate_model(settings: RunConfig, model: str | None, *, as_json: bool) -> 
     preflight(settings)
     with Page(settings, Console(stderr=True)) as page:
         chosen = model or Run(settings.folder).latest() or settings.policy.model or warmstart.ensure(settings, page)[0]
-        row = asyncio.run(_measure(settings, str(chosen), page, barred))
+        groups = asyncio.run(played(settings, str(chosen), page, barred))
+    row = evaluate.row(settings, 0, groups)
     print(json.dumps({"model": str(chosen), "worlds": row["worlds"]})) if as_json else _table(str(chosen), row)
     return 0
 
 
-async def _measure(settings: RunConfig, model: str, page: Page, barred: Quarantine) -> dict[str, Any]:
+async def played(settings: RunConfig, model: str, page: Page, barred: Quarantine) -> list[Group]:
+    """The held-out tasks as `model` plays them, in an engine and sandboxes of their own."""
     with tempfile.TemporaryDirectory(prefix="touchstone-eval-") as logs:
         cluster = Cluster(settings, f"eval-{Path(logs).name}")
         try:
             page.phase("starting engine and workers")
             await cluster.start(model, Path(logs), learn=False)
             page.phase(f"measuring {model}")
-            return await evaluate.measure(cluster, settings, 0, None, page, barred)
+            return await evaluate.played(cluster, settings, 0, None, page, barred)
         finally:
             await cluster.close()
 

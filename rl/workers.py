@@ -196,27 +196,7 @@ class LearnerWorker:
         from rl.learner import Learner, Settings
         from rl.ranks import Ranks
 
-        settings = config.learner
-        self.learner = Learner(
-            Settings(
-                model=model,
-                lr=settings.lr,
-                loss_denominator=settings.batch_tokens,
-                algorithm=config.algorithm.name,
-                algorithm_args=config.algorithm.args,
-                warmup_steps=settings.warmup_steps,
-                weight_decay=settings.weight_decay,
-                betas=(settings.beta1, settings.beta2),
-                grad_clip=settings.grad_clip,
-                row_tokens=settings.row_tokens,
-                dtype="bfloat16" if config.policy.dtype == "bfloat16" else "float32",
-                attention=settings.attention,
-                recompute=settings.recompute,
-                threads=settings.threads,
-                seed=config.seed,
-            ),
-            Ranks(rank, settings.ranks, address),
-        )
+        self.learner = Learner(Settings.of(config, model), Ranks(rank, config.learner.ranks, address))
         if checkpoint is not None:
             self.learner.restore(checkpoint)
         vocabulary = self.learner.model.config.vocab_size

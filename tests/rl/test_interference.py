@@ -1,16 +1,19 @@
 """Gradients by world of a stored run: planted agreement and conflict are found, and nothing heavy is started."""
 
+import io
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from envs import Episode, Outcome, Task
 from rewards import Score
-from rl import cli, config, interference
+from rl import cli, config, effect, interference
 from rl.learner import Learner, Settings
 from rl.store import Run
 from rl.trajectory import Group, Member, Trajectory
@@ -147,3 +150,95 @@ def test_what_is_missing_is_one_sentence(folder: Path, tmp_path: Path, capsys: p
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("rl interference: there is no run at")
     assert said[1].endswith("has no checkpoint of step 7; available: 000001")
+    assert cli.main(["interference", str(folder), "--tasks", "7"]) == 2
+    assert "--tasks only with --effect" in capsys.readouterr().err
+
+
+def test_steps_on_one_world_do_to_the_others_what_their_gradients_say(folder: Path, tmp_path: Path) -> None:
+    """The real learner, from the checkpoint, on each world alone: code wants what math wants, swe the opposite."""
+    settings = config.load(folder / "config.yaml")
+    settings.learner.lr = 1e-3
+    attempts = interference.stored(Run(folder), range(2), 12, ["math", "swe"])
+    members = {world: [m for own in leases.values() for m in own] for world, leases in attempts.items()}
+    checkpoint = folder / "checkpoints" / "000001"
+    before = policy_prefers_good(checkpoint, settings)
+    after = {
+        w: policy_prefers_good(effect.nudged(checkpoint, settings, members[w], 3, tmp_path / w), settings)
+        for w in members
+    }
+    assert after["math"] > before + 0.01 > before - 0.01 > after["swe"]
+    assert policy_prefers_good(checkpoint, settings) == before, "the checkpoint is as it was"
+
+
+def policy_prefers_good(model: Path, settings: config.RunConfig) -> float:
+    learner = Learner(Settings.of(settings, str(model)))
+    good, bad = (sum(learner.logprobs([1, 5, 6, *answer])[3:]) for answer in (GOOD, BAD))
+    return good - bad
+
+
+def test_the_average_of_the_gradients_of_other_worlds_is_emptied(folder: Path, tmp_path: Path) -> None:
+    """With a rate of zero for the steps, but not for what AdamW still carries, weights would move; they do not."""
+    settings = config.load(folder / "config.yaml")
+    settings.learner.lr = 1e-2
+    attempts = interference.stored(Run(folder), range(2), 12, ["math", "swe"])
+    members = {world: [m for own in leases.values() for m in own] for world, leases in attempts.items()}
+    learner = Learner(Settings.of(settings, str(folder / "checkpoints" / "000001")))
+    for _ in range(5):
+        learner.step(members["swe"])
+    learner.save(tmp_path / "carried")
+    still = [Member(m.trajectory, m.episode, m.score, 0.0) for m in members["math"]]
+    model = effect.nudged(tmp_path / "carried", settings, still, 1, tmp_path / "still")
+    assert policy_prefers_good(model, settings) == policy_prefers_good(tmp_path / "carried", settings)
+
+
+def test_held_out_tasks_are_paired_before_and_after(folder: Path) -> None:
+    """What was played is played again after each world's steps; the row without a step shows chance alone."""
+    played: list[str] = []
+
+    def play(model: str) -> list[Group]:
+        """The policy solves every task of a world while it is as it was, and half of them once it was moved."""
+        played.append(model)
+        assert (Path(model) / "config.json").is_file()
+        moved = "checkpoints" not in model
+        return [held_out(world, index, not moved or index % 2 == 0) for world in ("math", "swe") for index in range(16)]
+
+    found = interference.facts(folder, effect_steps=2, play=play)["measured"]
+    assert (found["steps"], found["samples"], len(played)) == (2, 1, 5)
+    assert list(found["after"]) == [effect.NOTHING, "code", "math", "swe"]
+    nothing, math = found["after"][effect.NOTHING]["swe"], found["after"]["math"]["swe"]
+    assert (nothing["change"], nothing["better"], nothing["worse"], nothing["n"]) == (0.0, 0, 0, 16)
+    assert nothing["low"] < -0.1 and nothing["high"] > 0.1, "sixteen tasks without a change are no certainty"
+    assert (math["before"], math["change"], math["worse"]) == (1.0, -0.5, 8) and math["high"] < 0
+    console = Console(record=True, width=160, file=io.StringIO())
+    interference.tell_effect(console, found)
+    said = console.export_text()
+    assert "after 2 steps on one world alone" in said and "swe (1.00, n 16)" in said
+    assert "+0.000 [-0.154, +0.154]" in said and "-0.500 [-" in said and "Of 8 such intervals about 0.4" in said
+
+
+def held_out(world: str, index: int, solved: bool) -> Group:
+    task = Task(world=world, key=f"{world}-{index}", family="f", level=0, messages=())
+    outcome = Outcome.SOLVED if solved else Outcome.FAILED
+    episode = Episode(task=task, messages=[], outcome=outcome, facts={"solved": solved})
+    trajectory = Trajectory()
+    trajectory.hear([1])
+    trajectory.speak([2], [0.0], [0])
+    return Group(index, world, 0, [Member(trajectory, episode, Score(float(solved)))])
+
+
+@pytest.mark.parametrize("tasks", [16, 128])
+@pytest.mark.parametrize("shift", [0.0, 0.15])
+def test_intervals_hold_the_true_change(tasks: int, shift: float) -> None:
+    """Paired tasks, some of which change by chance in either direction and more in one: 95 in 100, at least 93."""
+    draw, held = random.Random(0), 0
+    for _ in range(1000):
+        before = {str(n): float(draw.random() < 0.5) for n in range(tasks)}
+        after = {key: flipped(value, shift, draw) for key, value in before.items()}
+        seen = effect.change(before, after)
+        held += seen["low"] <= shift <= seen["high"]
+    assert held >= 930
+
+
+def flipped(value: float, shift: float, draw: random.Random) -> float:
+    """Of tasks that failed more are solved by as many as makes the mean change `shift`."""
+    return 1.0 - value if draw.random() < 0.1 + (1 - value) * 2 * shift else value

@@ -40,7 +40,7 @@ PLACES = {
     "recalling": ("rl/episodes.py", ("clean", "recall", "_batches"), 30),
     "restoring": ("rl/learner.py", ("restore",), 9),
     "stored": ("rl/episodes.py", ("group", "read", "_member"), 60),
-    "measuring": ("rl/evaluate.py", ("one", "measure", "summary"), 40),
+    "measuring": ("rl/evaluate.py", ("one", "measure", "played", "summary"), 40),
     "measured": ("rl/store.py", ("heldout", "evaluated"), 12),
 }
 """By name: lines of which functions of which file, and how many of them to die within."""
