@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 where a hack pays."""
-    from rl.check import worlds
+    from envs import find
     from rl.lab import confusion, shapings
     from rl.lab.document import save
     from rl.lab.show import show
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else Path("runs") / "lab" / f"audit-{confusion.name(found, chosen)}"
     played = asyncio.run(confusion.play(found, args.tasks))
     document = confusion.judge(played, chosen, args.margin, out.name)
-    document.hashes |= {f"world/{place.name}": worlds.digest(place.ref) for place in found}
+    document.hashes |= {f"world/{place.name}": find.digest(place.ref) for place in found}
     save(document, out)
     print(f"{out / 'document.json'}; see it with: rl lab report {out}", file=sys.stderr)
     show(document, as_json=args.json)

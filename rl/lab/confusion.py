@@ -8,9 +8,9 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import envs
 from envs import World, sandboxes
 from rl import config
 from rl.check import worlds
@@ -44,14 +44,12 @@ class Place:
 def places(given: str) -> list[Place]:
     """The worlds of a configuration, with their arguments; or one world as it stands."""
     if not given.endswith((".yaml", ".yml")):
-        worlds.module(given)
-        return [Place(Path(given).stem, given, {})]
+        envs.load(given)
+        return [Place(envs.short(given), given, {})]
     settings = config.load(given)
     kept = settings.rollout
     return [
-        Place(
-            name, getattr(world, "world", "") or name, {"seed": settings.seed, **world.args}, kept.image, kept.backend
-        )
+        Place(name, world.world or name, {"seed": settings.seed, **world.args}, kept.image, kept.backend)
         for name, world in settings.worlds.items()
     ]
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import envs
 from envs import Episode, Task, World, exploits
 from policy.engines import Completion, Sampling
 from rl import rollout
-from rl.check import worlds
 from rl.check.streams import SCAN, prompt
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _tasks(world: World, count: int) -> list[Task]:
 def _exploits(ref: str, world: World) -> Sequence[exploits.Exploit]:
     if ref in exploits.available():
         return exploits.against(ref, world)
-    return tuple(getattr(worlds.module(ref), "EXPLOITS", ()))
+    return tuple(getattr(envs.load(ref), "EXPLOITS", ()))
 
 
 def _at(world: World, task: Task) -> Iterator[tuple[str, str, tuple[str, ...]]]:

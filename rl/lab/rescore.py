@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from envs import find
 from rl import config
-from rl.check.worlds import digest as world_digest
 from rl.lab import scoring, warn
 from rl.lab.document import Attempt, Document, Plot, Series, Table, save
 from rl.lab.measures import Array, Attempts, Shaped, agreement, measure, ranks_in_groups
@@ -210,7 +210,7 @@ def _hashes(runs: Sequence[Stored], chunks: Sequence[Chunk], chosen: Sequence[Sh
         whole = "".join(chunk.digest for chunk in chunks if chunk.run == str(one.folder))
         found[f"run/{one.folder.name}"] = _hash(whole)
         found[f"config/{one.folder.name}"] = _hash(json.dumps(config.plain(one.settings), sort_keys=True))
-        found |= {f"world/{name}": world_digest(name) for name in one.settings.worlds}
+        found |= {f"world/{name}": find.digest(one.settings.plays(name)) for name in one.settings.worlds}
     return found | {f"reward/{shaping.name}": shaping.digest for shaping in chosen}
 
 

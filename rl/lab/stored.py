@@ -170,7 +170,9 @@ class Stored:
         world = self.at(version).worlds[name]
         known = json.dumps([name, world.args], sort_keys=True, default=str)
         if known not in self._worlds:
-            self._worlds[known] = envs.load(name).World(None, seed=self.settings.seed, **world.args)
+            self._worlds[known] = envs.load(self.settings.plays(name)).World(
+                None, seed=self.settings.seed, **world.args
+            )
         return self._worlds[known]
 
 
