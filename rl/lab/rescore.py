@@ -103,7 +103,7 @@ def _figures(
     algorithm = runs[0].settings.algorithm.name
     everywhere = {"all": np.ones(len(attempts.group_N), dtype=bool), **own_NW}
     return {
-        "runs": [str(one.folder) for one in runs],
+        "runs": _labels(runs),
         "attempts": len(attempts.group_N),
         "groups": len(np.unique(attempts.group_N)),
         "success": float(attempts.solved_N.mean()) if len(attempts.solved_N) else None,
@@ -206,12 +206,17 @@ def _attempt(
 
 def _hashes(runs: Sequence[Stored], chunks: Sequence[Chunk], chosen: Sequence[Shaping]) -> dict[str, str]:
     found = {"code/scoring": scoring.code()}
-    for one in runs:
-        whole = "".join(chunk.digest for chunk in chunks if chunk.run == str(one.folder))
-        found[f"run/{one.folder.name}"] = _hash(whole)
-        found[f"config/{one.folder.name}"] = _hash(json.dumps(config.plain(one.settings), sort_keys=True))
+    for one, label in zip(runs, _labels(runs), strict=True):
+        found[f"run/{label}"] = _hash("".join(chunk.digest for chunk in chunks if chunk.run == str(one.folder)))
+        found[f"config/{label}"] = _hash(json.dumps(config.plain(one.settings), sort_keys=True))
         found |= {f"world/{name}": find.digest(one.settings.plays(name)) for name in one.settings.worlds}
     return found | {f"reward/{shaping.name}": shaping.digest for shaping in chosen}
+
+
+def _labels(runs: Sequence[Stored]) -> list[str]:
+    """The folders' names; whole paths where two have one name."""
+    names = [one.folder.name for one in runs]
+    return [one.folder.name if names.count(one.folder.name) == 1 else str(one.folder) for one in runs]
 
 
 def _name(folders: Sequence[Path], chosen: Sequence[Shaping]) -> str:

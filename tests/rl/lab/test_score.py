@@ -77,6 +77,15 @@ def test_two_identical_shapings_agree_in_everything(tmp_path: Path) -> None:
     assert document.attempts == []
 
 
+def test_several_runs_are_scored_together_and_their_leases_kept_apart(tmp_path: Path) -> None:
+    runs = [write(tmp_path / name, MIXED) for name in ("a", "b")]
+    chosen = shapings.load([shaping(tmp_path, "truth", OUTCOME)])
+    one, both = score(runs[:1], chosen, tmp_path / "one", 1).figures, score(runs, chosen, tmp_path / "both", 1)
+    assert both.figures["groups"] == 2 * one["groups"] and len({k for k in both.hashes if k.startswith("run/")}) == 2
+    truth, twice = one["shapings"]["truth"], both.figures["shapings"]["truth"]
+    assert (twice["pairs"], twice["dead_groups"]) == (2 * truth["pairs"], truth["dead_groups"])
+
+
 def test_the_attempts_whose_rank_changed_most_come_first_and_can_be_read(tmp_path: Path) -> None:
     groups = [[RIGHT, WRONG, WRONG, WRONG]] * 2 + [
         [Said(solved=True, tokens=90, text="\\boxed{0}"), WRONG, WRONG, WRONG]
