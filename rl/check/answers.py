@@ -35,17 +35,17 @@ def step(answer: Any) -> Step:
     return answer
 
 
-def messages(call: str, found: Any) -> list[str]:
-    """Their texts."""
+def messages(call: str, found: Any, odd: bool = False) -> list[str]:
+    """Their texts. `odd`: the attempt itself said half a character, which the world may repeat; no policy does."""
     if not isinstance(found, list | tuple):
         raise Fault("wrong-type", f"{call} gave {_a(found)} as messages; expected a list of role and content")
-    texts = [_text(call, message) for message in found]
+    texts = [_text(call, message, odd) for message in found]
     if (size := sum(map(len, texts))) > MOST_CHARS:
         raise Fault("huge-output", f"{call} gave messages of {size} characters; expected at most {MOST_CHARS}")
     return texts
 
 
-def _text(call: str, message: Any) -> str:
+def _text(call: str, message: Any, odd: bool) -> str:
     if not isinstance(message, Mapping):
         raise Fault("wrong-type", f"{call} gave the message {message!r:.80}; expected a dict of role and content")
     role, content = message.get("role"), message.get("content")
@@ -53,18 +53,18 @@ def _text(call: str, message: Any) -> str:
         raise Fault("wrong-type", f"{call} gave a message with role={role!r:.40}; available: {', '.join(ROLES)}")
     if isinstance(content, str) and len(content) > MOST_CHARS:  # before it is made JSON
         raise Fault("huge-output", f"{call} gave a message of {len(content)} characters; expected at most {MOST_CHARS}")
-    storable(f"{call} gave a {role} message that", message)
+    storable(f"{call} gave a {role} message that", message, odd)
     if not isinstance(content, str):
         raise Fault("wrong-type", f"{call} gave a {role} message whose content is {_a(content)}; expected text")
     return content
 
 
-def facts(found: Any) -> Facts:
+def facts(found: Any, odd: bool = False) -> Facts:
     if not isinstance(found, Mapping):
         raise Fault("wrong-type", f"measure answered with {_a(found)}; expected a dict of facts")
     if type(found.get("solved")) is not bool:
         raise Fault("wrong-type", f"measure says solved={found.get('solved', 'nothing')!r:.40}; expected True or False")
-    size = storable("measure gave facts that", found)
+    size = storable("measure gave facts that", found, odd)
     if size > MOST_CHARS:
         raise Fault("huge-output", f"measure gave facts of {size} characters; expected at most {MOST_CHARS}")
     reward = found.get("reward")
@@ -86,11 +86,11 @@ def task(found: Task) -> None:
         raise Fault("wrong-type", "task gave no message; expected what is asked, as role and content")
 
 
-def storable(what: str, value: Any) -> int:
+def storable(what: str, value: Any, odd: bool = False) -> int:
     """Length as JSON. Raises Fault where it has none, or does not come back as it was."""
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        text.encode()
+        text.encode(errors="surrogatepass" if odd else "strict")
     except UnicodeEncodeError:
         why = "has half a character, as errors='surrogateescape' leaves; decode with errors='replace'"
         raise Fault("not-json", f"{what} JSON cannot hold: it {why}") from None

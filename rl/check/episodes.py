@@ -96,6 +96,8 @@ class Attempt:
         self.env: Env = calls.plain("open", lambda: world.open(self.own))
         answers.attempt(self.env)
         self.played = Played()
+        self.odd = False
+        """Whether it has said half a character."""
 
     async def start(self) -> None:
         messages = await self.calls("start", self.env.start)
@@ -106,8 +108,9 @@ class Attempt:
 
     async def act(self, action: str) -> bool:
         """True where the attempt goes on."""
+        self.odd = self.odd or any("\ud800" <= char <= "\udfff" for char in action)
         step = answers.step(await self.calls("step", lambda: self.env.step(action)))
-        said = answers.messages("step", step.messages)
+        said = answers.messages("step", step.messages, self.odd)
         self.turns -= 1
         if step.invalid:
             self.played.ended = "invalid"
@@ -118,7 +121,7 @@ class Attempt:
         return goes_on
 
     async def measured(self) -> None:
-        self.played.facts = answers.facts(await self.calls("measure", self.env.measure))
+        self.played.facts = answers.facts(await self.calls("measure", self.env.measure), self.odd)
         self.played.solved, self.played.ended = self.played.facts["solved"], "measured"
 
     async def close(self) -> None:

@@ -53,6 +53,7 @@ TASK = Task(
 )
 EXPLOITS = (
     Exploit(name="two answers", tries="names two numbers", task=TASK, attack=("100 or 101",), honest=(" 100 ",)),
+    Exploit(name="half", tries="says half a character, which is repeated", task=TASK, attack=("100\ud800",), honest=()),
     Exploit(name="words", tries="says so", task=TASK, attack=("the right one",), honest=()),
 )
 LIMITS = (Limit(name="silence", actions=("...",), says=("silent",)),)
@@ -221,7 +222,7 @@ class Env:
                 raise JudgeFailed(f"unparsable gold {answer!r}")
             case "judge-fails":
                 raise JudgeFailed("it is gone")
-        return {"solved": solved, "verdict": "silent" if self.said == "..." else "heard"}
+        return {"solved": solved, "verdict": "silent" if self.said == "..." else "heard", "said": self.said[:9]}
 
     async def close(self) -> None:
         if self.sandbox is not None and self.fault != "keeps":
