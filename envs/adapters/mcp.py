@@ -200,24 +200,33 @@ class Server:
             raise EnvCrashed(f"the MCP server `{self._command}` does not list its tools: {problem}") from problem
         return tools
 
-    async def call(self, asked: Call, within_s: float) -> str:
-        """What a tool answers, or why it does not. Raises EnvCrashed where the server ended."""
+    async def call(self, asked: Call, within_s: float) -> tuple[str, float]:
+        """What a tool answers, or why it does not, and the seconds it took. Raises EnvCrashed if the server ended."""
+        began = 0.0
+
+        async def ask(client: Client) -> Any:
+            nonlocal began
+            began = time.monotonic()
+            return await client.call_tool(asked.name, dict(asked.arguments), read_timeout_seconds=within_s)
+
         try:
-            result = await self._ask(
-                lambda client: client.call_tool(asked.name, dict(asked.arguments), read_timeout_seconds=within_s),
-                START_S + within_s,  # the first call finds it starting
-            )
+            result = await self._ask(ask, START_S + within_s)  # the first call finds it starting
+            text = _told(result)
         except MCPError as problem:
-            return f"error: {problem}"
-        text = "\n".join(part.text if part.type == "text" else f"[{part.type} left out]" for part in result.content)
-        if not text and result.structured_content is not None:
-            text = json.dumps(result.structured_content, ensure_ascii=False)
-        return f"error: {text}" if result.is_error else text or "no output"
+            text = f"error: {problem}"
+        return text, time.monotonic() - began
 
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.wait({self._task}, timeout=START_S)
         self._said.close()
+
+
+def _told(result: Any) -> str:
+    text = "\n".join(part.text if part.type == "text" else f"[{part.type} left out]" for part in result.content)
+    if not text and result.structured_content is not None:
+        text = json.dumps(result.structured_content, ensure_ascii=False)
+    return f"error: {text}" if result.is_error else text or "no output"
 
 
 def _innermost(problem: BaseException) -> str:
@@ -249,16 +258,15 @@ class McpEnv:
             return Step(done=True)
         self.calls += 1
         self.server = self.server or Server(self.world.server)
-        began = time.monotonic()
         try:
-            text = await self.server.call(asked, self.world.call_timeout_s)
+            text, seconds = await self.server.call(asked, self.world.call_timeout_s)
         except TimeoutError:
             raise EnvCrashed(f"the MCP server did not answer a call of {asked.name}, not even too late") from None
         limit = self.world.observation_chars
         if cut := max(0, len(text) - limit):
             text = f"{text[: limit - limit // 2]}\n[{cut} characters left out]\n{text[len(text) - limit // 2 :]}"
         said = {"role": "tool", "name": asked.name, "content": text}
-        return Step(messages=(said,), seconds=time.monotonic() - began)
+        return Step(messages=(said,), seconds=seconds)
 
     async def measure(self) -> Facts:
         answer = extract(self.last_action, self.world.answer_marker)
