@@ -218,6 +218,20 @@ def values(overrides: Sequence[str]) -> dict[str, Any]:
     return cast("dict[str, Any]", found)
 
 
+def mapping(path: str | Path) -> dict[str, Any]:
+    """A YAML file of keys and values by itself, unchecked. Raises ConfigError."""
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no file {path}; expected one of YAML")
+    try:
+        read = OmegaConf.load(path)
+        found = OmegaConf.to_container(read, resolve=True) if isinstance(read, DictConfig) else None
+    except Exception as error:  # of OmegaConf or of its YAML parser
+        raise ConfigError(f"{path} is no YAML: {_sentence(error)}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no mapping; expected keys and values")
+    return cast("dict[str, Any]", found)
+
+
 def _overrides(given: Sequence[str]) -> None:
     for override in given:
         if "=" not in override.lstrip("="):

@@ -5,4 +5,4 @@ and `diff` end in a `Document` (rl/lab/document.py), saved as `document.json`, w
 Files here import torch, vllm or ray only inside functions.
 """
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("toy", "train")
