@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.episodes import SETTLED, TABLE, Attempts, sync, transaction
+from rl.episodes import SETTLED, TABLE, Attempts, transaction
 from rl.mix import Row
 from rl.trajectory import Group, rebase
 
@@ -323,9 +323,12 @@ class Run:
     # -- checkpoints and the end ----------------------------------------------------------------------------------
 
     def secure(self) -> None:
-        """Wait until the ledger is on the disk, so that after a power cut it is not behind a checkpoint."""
-        for path in self.folder.glob("ledger.db*"):
-            sync(path)
+        """Wait until the ledger is on the disk, so that after a power cut it is not behind a checkpoint.
+
+        SQLite does it: to open and close its files here would drop its locks, and whoever read the ledger then would
+        cut off the memory that this process shares with it.
+        """
+        self.db.execute("pragma wal_checkpoint")
 
     def checkpoint(self, version: int) -> Path:
         return self.checkpoints / f"{version:06d}"

@@ -193,13 +193,13 @@ class _Life:
         """True once no process works on the cell."""
         if self.process is None:
             return not self._taken()
-        self.code = self.process.poll()
-        if self.code is None and not self.starved and self._starves():
+        if self.process.poll() is None and not self.starved and self._starves():
             self.say(f"{self.cell.name}: no group has an advantage any more; it is measured as it is")
             self.starved = True
             self.stop()
             self.tries -= 1
-        return self.code is not None or self.process.poll() is not None
+        self.code = self.process.poll()
+        return self.code is not None
 
     def stop(self) -> None:
         """Ask the trainer to save and stop, and wait until it has."""

@@ -31,7 +31,7 @@ def curves(
     seed: int,
     steps: int = 30,
     group: int = 8,
-    rate: float = 6.0,
+    rate: float = 12.0,
 ) -> list[Curve]:
     """As many runs from the same start, each with its own luck; numbered from 0."""
     from rl.trajectory import Group

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def document(seed: int = 0, *, processes: int = PROCESSES, repetitions: int = RE
     exact = optima(seed, processes)
     trained = train(seed, repetitions)
     called = {name: different(trained, name, repetitions) for name in SHAPINGS if name != "outcome"}
-    first = {name: [replace(curve) for curve in curves[:SEEDS]] for name, curves in trained.items()}
+    first = {name: cells[:SEEDS] for name, cells in trained.items()}
     study = curves.figures(first, "outcome")
     figures: dict[str, Any] = {
         "potential_kept_optimum": exact["potential_changed"] == 0,
@@ -152,7 +152,7 @@ def train(seed: int, repetitions: int) -> dict[str, list[Curve]]:
     }
 
 
-def different(trained: dict[str, Sequence[Curve]] | dict[str, list[Curve]], name: str, repetitions: int) -> int:
+def different(trained: Mapping[str, Sequence[Curve]], name: str, repetitions: int) -> int:
     """In how many repetitions, each of seeds of its own, a shaping is called different from `outcome` at the end."""
     called = 0
     for number in range(repetitions):

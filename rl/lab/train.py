@@ -38,6 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.at_once < 1:
         raise ValueError(f"got --at-once {args.at_once}; expected 1 or more")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is playing is saved
     found = train(experiment.load(Path(args.experiment), args.overrides), at_once=args.at_once)
     show(found, as_json=args.json)
     return 0
@@ -50,7 +51,6 @@ def train(planned: Experiment, *, at_once: int = 1, command: Sequence[str] = cel
     of = planned.cells(_start(planned, say))
     cells.write(of)
     _known_faults(planned)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is playing is saved
     cells.Player(of, say, command, at_once).play()
     found = study.document(planned, of)
     say(f"written: {save(found, planned.folder)}; see it with: rl lab report {planned.folder}")

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -135,8 +136,6 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(folder: Path) -> Non
 
 def test_cells_of_a_seed_that_played_other_tasks_are_not_compared(folder: Path) -> None:
     planned = experiment.load(folder / "two.yaml")
-    import sqlite3
-
     cell = planned.cells(None)[1]
     with sqlite3.connect(cell.folder / "ledger.db") as db:
         (key,) = db.execute("select task_key from lease where task_index = 1").fetchone()
