@@ -24,7 +24,7 @@ def test_the_command_holds_what_is_asked_of_it(tmp_path: Path, capsys: pytest.Ca
     assert exact["processes"] == 100 and exact["planted"] == exact["planted_caught"] >= 90
     assert exact["potential_changed"] == exact["harmless_called"] == 0 < exact["open_end_changed"]
     assert figures["harmful_called_different"] >= 95
-    assert figures["telescoped"]["grpo"] == pytest.approx(0, abs=1e-9) < figures["telescoped"]["turns"]
+    assert figures["telescoped"]["grpo"] < 1e-9 < 0.1 < figures["telescoped"]["turns"]
     study = figures["study"]["shapings"]
     assert study["bonus"]["proxy"]["end"] > 1 > 0.1 > study["bonus"]["final"]["iqm"], (
         "paid for poking, not for arriving"
