@@ -134,10 +134,10 @@ def _gains(name: str, curves: Sequence[Curve], row: Mapping[str, Any]) -> Plot |
 
 def _series(name: str, curves: Sequence[Curve], rows: Sequence[Sequence[float]]) -> Series:
     around = band(rows)
-    longest: list[float | str] = list(max((c.steps for c in curves), key=len))
+    longest = max((curve.steps for curve in curves), key=len)
     return Series(
         name=name,
-        x=longest,
+        x=[float(step) for step in longest],
         y=[point.mean for point in around],
         low=[point.low for point in around] if len(curves) > 1 else [],
         high=[point.high for point in around] if len(curves) > 1 else [],
