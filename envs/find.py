@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 HERE = Path(__file__).parent
-_NOT_WORLDS = ("adapters", "define", "exploits", "find", "rows", "sandboxes", "tools", "verifiers")
+_NOT_WORLDS = ("adapters", "define", "exploits", "find", "rows", "sandboxes", "shared", "tools", "verifiers")
 DATA_BYTES = 4 * 2**30
 
 
@@ -25,7 +25,8 @@ def available() -> list[str]:
 
 
 def _dotted() -> dict[str, str]:
-    adapters = {m.name: f"envs.adapters.{m.name}" for m in pkgutil.iter_modules([str(HERE / "adapters")])}
+    folder = pkgutil.iter_modules([str(HERE / "adapters")])
+    adapters = {m.name: f"envs.adapters.{m.name}" for m in folder if m.name not in _NOT_WORLDS}
     own = {m.name: f"envs.{m.name}" for m in pkgutil.iter_modules([str(HERE)]) if m.name not in _NOT_WORLDS}
     return adapters | own
 

@@ -134,7 +134,7 @@ def _gains(name: str, curves: Sequence[Curve], row: Mapping[str, Any]) -> Plot |
 
 def _series(name: str, curves: Sequence[Curve], rows: Sequence[Sequence[float]]) -> Series:
     around = band(rows)
-    longest = max((list(c.steps) for c in curves), key=len)
+    longest = max((curve.steps for curve in curves), key=len)
     return Series(
         name=name,
         x=[float(step) for step in longest],

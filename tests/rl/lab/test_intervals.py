@@ -79,7 +79,7 @@ def test_a_bootstrap_alone_would_break_that_promise() -> None:
 def test_a_planted_effect_is_found() -> None:
     rng = np.random.default_rng(0)
     assert sum(called_different(unlike(rng, SEEDS) - 0.25, unlike(rng, SEEDS)) for _ in range(100)) >= 95
-    hard = np.linspace(-0.2, 0.2, SEEDS)  # tasks of some seeds are harder: pairs do not care
+    hard = np.array([0.1, -0.2, 0.2, 0.0, -0.1])  # tasks of some seeds are harder: pairs do not care
     assert called_different(0.6 + hard + 0.01 * rng.normal(size=SEEDS), 0.7 + hard)
 
 
@@ -173,6 +173,14 @@ def test_the_step_where_a_proxy_parts_from_the_truth() -> None:
     assert found["parted_step"] in (6, 7), "counted from 1; the curves are smoothed over three steps"
     assert found["gap"]["low"] > 0.5
     assert curves.parted(cells[:2]) is None, "two seeds do not tell"
+
+
+def test_one_seed_that_parts_is_not_all_that_part() -> None:
+    alone = curve([0.5, 0.4, 0.3, 0.2], proxy=[0.6, 0.7, 0.8, 0.9])
+    found = curves.figures(
+        {"a": [alone, *(curve([0.6, 0.7, 0.8, 0.9], proxy=[0.6, 0.7, 0.8, 0.88]) for _ in range(4))]}, "a"
+    )
+    assert found["shapings"]["a"]["gap"]["mean"] > 0.1 and found["shapings"]["a"]["parted_step"] is None
 
 
 def test_a_proxy_without_spread_has_no_gap() -> None:
