@@ -125,7 +125,7 @@ def test_words_for_a_person(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["nosuchworld"], "there is no world 'nosuchworld'; available: code, delayed, math, swe"),
+        (["nosuchworld"], "there is no world 'nosuchworld'; available: code, delayed, "),
         (["nosuch.py"], "there is no file nosuch.py"),
         (["no.such.module"], "there is no module"),
         (["json.decoder"], "has no `World`"),
