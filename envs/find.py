@@ -10,9 +10,10 @@ import importlib.util
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 HERE = Path(__file__).parent
 _NOT_WORLDS = ("adapters", "define", "exploits", "find", "rows", "sandboxes", "shared", "tools", "verifiers")
@@ -120,10 +121,27 @@ def of_files(files: Sequence[Path]) -> str:
     return whole.hexdigest()[:16]
 
 
-def of_data(path: str) -> str:
-    """Hex digest of a data file, or of all files of a folder, among a world's arguments, e.g. `rows.jsonl`, or
-    `grader.py:exact`; empty where it is neither, or too large.
+def of_data(args: Mapping[str, Any]) -> dict[str, str]:
+    """Hex digests of the files and folders among a world's arguments, e.g. `rows.jsonl` or `grader.py:exact`, by where
+    they are named, as `tasks` or `functions.0`.
     """
+    found = {where: _of_path(text) for where, text in _texts(args, "")}
+    return {where: digest for where, digest in found.items() if digest}
+
+
+def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(inner, f"{where}.{name}".lstrip("."))
+    elif isinstance(value, Sequence):
+        for number, inner in enumerate(value):
+            yield from _texts(inner, f"{where}.{number}")
+
+
+def _of_path(path: str) -> str:
+    """Empty where it is neither a file nor a folder, or too large."""
     try:
         named = path if path and Path(path).exists() else path.partition(":")[0]
         if not named or not Path(named).exists():

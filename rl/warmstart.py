@@ -65,8 +65,7 @@ def ensure(settings: RunConfig, page: Progress) -> tuple[Path, float]:
 def _depends(settings: RunConfig, world: str) -> dict[str, Any]:
     """What decides a world's demonstrations: what plays it, its code, its arguments, and files among them."""
     ref, args = settings.plays(world), dict(settings.worlds[world].args)
-    files = {name: find.of_data(value) for name, value in args.items() if isinstance(value, str)}
-    return {"world": ref, "code": find.digest(ref), "args": args, "files": files}
+    return {"world": ref, "code": find.digest(ref), "args": args, "files": find.of_data(args)}
 
 
 def demonstrations(worlds: dict[str, World], error_rate: float) -> Iterator[list[Message]]:

@@ -143,11 +143,10 @@ class Result:
 
 def inputs(world: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """Digests of all that a result stands on: the world's code, what the verifiers share, the check, the data."""
-    files = {name: find.of_data(value) for name, value in args.items() if isinstance(value, str)}
     return {
         "world": find.digest(world),
         "verifiers": worlds.shared_digest(),
-        "files": {name: digest for name, digest in files.items() if digest},
+        "files": find.of_data(args),
     }
 
 

@@ -156,7 +156,7 @@ def _hashes(experiment: Experiment, first: Cell) -> dict[str, str]:
     code = sorted(Path(rewards.__file__).parent.glob("*.py"))
     found["rewards"] = _digest(*(path.name.encode() + path.read_bytes() for path in code))
     for name, world in experiment.base.worlds.items():
-        inputs = results.inputs(name, world.args)
+        inputs = results.inputs(experiment.base.plays(name), world.args)
         found[f"world/{name}"] = _digest(json.dumps([inputs, world.args], sort_keys=True, default=str).encode())
     return found
 

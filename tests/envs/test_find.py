@@ -74,7 +74,9 @@ def test_digests_follow_the_sources_and_the_data() -> None:
     assert find.digest("./chess.py") != before
     assert len(find.sources("math")) > 5 and find.digest("nothing") == "" == find.digest("./nothing.py")
     Path("rows.jsonl").write_text("{}\n")
-    assert find.of_data("rows.jsonl") != find.of_data("chess.py") == find.of_data("chess.py:grade") != ""
-    assert (
-        find.of_data("") == find.of_data("no/such.file") == find.of_data("a text\n" * 1000) == find.of_data("\0") == ""
+    found = find.of_data(
+        {"tasks": "rows.jsonl", "functions": ["no/such.file", "chess.py:grade"], "in": {"a": "chess.py"}}
     )
+    assert sorted(found) == ["functions.1", "in.a", "tasks"]
+    assert found["functions.1"] == found["in.a"] != found["tasks"] and all(found.values())
+    assert find.of_data({"a": "", "b": "a text\n" * 1000, "c": "\0", "d": 3, "e": None}) == {}
