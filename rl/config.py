@@ -193,7 +193,8 @@ class RunConfig:
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read, merge and check. Raises ConfigError."""
     if not Path(path).is_file():
-        raise ConfigError(f"there is no configuration file {path}; available: {', '.join(_shipped()) or 'none'}")
+        shipped = ", ".join(sorted(map(str, Path("configs").glob("*.yaml")))) or "none"
+        raise ConfigError(f"there is no configuration file {path}; available: {shipped}")
     over = _overrides(overrides)
     try:
         read = OmegaConf.load(path)
@@ -231,13 +232,10 @@ def values(overrides: Sequence[str]) -> dict[str, Any]:
 
 def mapping(path: str | Path) -> dict[str, Any]:
     """A YAML file of keys and values by itself, unchecked. Raises ConfigError."""
-    if not Path(path).is_file():
-        raise ConfigError(f"there is no file {path}; expected one of YAML")
     try:
-        read = OmegaConf.load(path)
-        found = OmegaConf.to_container(read, resolve=True) if isinstance(read, DictConfig) else None
-    except Exception as error:  # of OmegaConf or of its YAML parser
-        raise ConfigError(f"{path} is no YAML: {_sentence(error)}") from None
+        found = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:  # of the file system, of OmegaConf or of its YAML parser
+        raise ConfigError(f"{path} cannot be read as YAML: {_sentence(error)}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no mapping; expected keys and values")
     return cast("dict[str, Any]", found)
@@ -270,10 +268,6 @@ def save(config: RunConfig, path: Path) -> None:
 def plain(config: Any) -> dict[str, Any]:
     """A configuration object as nested dicts, lists and scalars."""
     return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.structured(config)))
-
-
-def _shipped() -> list[str]:
-    return sorted(str(p) for p in Path("configs").glob("*.yaml"))
 
 
 def _known(given: DictConfig, schema: DictConfig, prefix: str) -> None:
