@@ -135,6 +135,7 @@ def test_tools_are_called_their_errors_told_and_state_is_an_attempts_own() -> No
     assert (facts["tool_calls"], facts["tool_errors"]) == (2, 2)
     again = play(place, task, put("cup", 1), "<tool: seal>\n\n</tool>")
     assert again[0][1] == Step(done=True) and again[1]["things"] == ["cup"] and again[1]["r"] == facts["r"]
+    assert not play(place, task, put("cup", 1))[0][0].done, "the attempt before it was"
 
 
 @pytest.mark.parametrize("action", ["<tool: put>\nx", "<tool: burn>\nx\n</tool>", "<tool_call>{</tool_call>"])

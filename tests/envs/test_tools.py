@@ -182,6 +182,15 @@ def test_arguments_are_checked_to_their_depth() -> None:
             TOOLS["everything"].takes({**good, name: wrong})
 
 
+def test_true_is_not_one_of_the_numbers() -> None:
+    def pick(one: Literal[True, 2]) -> None:
+        """Pick."""
+
+    assert Tool.of(pick).takes({"one": True}) == {"one": True}
+    with pytest.raises(BadCall, match="pick: one: got 1; available: True, 2"):
+        Tool.of(pick).takes({"one": 1})
+
+
 @pytest.mark.parametrize("arguments", [{"direction": "east", "steps": 3}, {"direction": "west"}])
 def test_what_is_written_is_read_again(arguments: dict[str, Any]) -> None:
     assert call(TOOLS["move"].written(arguments), TOOLS) == Call("move", arguments)
