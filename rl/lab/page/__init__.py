@@ -26,6 +26,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 LONGEST = 20_000
 """Characters of one message that are shown: most of them its beginning, a quarter its end."""
 PREVIEW = 90
+FOLDED = 12
+"""Figures of each shaping beyond which they are to unfold, as the tables tell most of them."""
 WRAPPED = 24
 """Characters of a cell beyond which it may take several lines."""
 ROWS = 60
@@ -100,7 +102,9 @@ def _figures(figures: Mapping[str, Any], level: str = "h3", title: str = "") -> 
     if len(groups) > 1 and set.intersection(*(set(group) for group in groups.values())):
         rows = list(dict.fromkeys(name for group in groups.values() for name in group))
         body = [[_words(row), *(group.get(row) for group in groups.values())] for row in rows]
-        pieces.append(_grid(["", *groups], body, by_row=True, label=title or "Figures"))
+        grid = _grid(["", *groups], body, by_row=True, label=title or "Figures")
+        long = len(body) > FOLDED
+        pieces.append(tag("details", tag("summary", f"{len(body)} figures of each"), grid) if long else grid)
     else:
         pieces += [_figures(figures[name], level, f"{title}, {name}" if title else name) for name in groups]
     return join(pieces)
