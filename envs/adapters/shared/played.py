@@ -45,7 +45,7 @@ class Maker:
 
 def maker(env: str, args: dict[str, Any], render: bool) -> Maker:
     """Raises ValueError for what is neither a registered id nor a class."""
-    drawn = {"render_mode": "ansi"} if render else {}
+    drawn: dict[str, Any] = {"render_mode": "ansi"} if render else {}
     if re.search(r"(-v\d+|^[^:./]+)$", env):
         try:
             import gymnasium
