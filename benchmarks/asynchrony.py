@@ -52,6 +52,8 @@ GROUPS = 24
 BATCH_TOKENS = 150
 """Below what one wave of lock-step brings, so that each wave is one step."""
 REQUESTS = 1536
+ADMITTED = 2
+"""Attempts in flight over what the engine holds at once, in both, as in a run (`train.groups`)."""
 FIRST = 128
 """Requests before the clock starts: the first ones compile."""
 
@@ -160,7 +162,7 @@ def bare(folder: Path) -> dict[str, float]:
     with Page(settings) as page:
         model = str(warmstart.ensure(settings, page)[0])
     size = settings.rollout.group_size
-    at_once = settings.engine.max_sequences // size
+    at_once = ADMITTED * settings.engine.max_sequences // size
 
     async def path(turn: int) -> float:
         cluster = Cluster(settings, "benchmark")
