@@ -162,7 +162,9 @@ def _json(text: str, tool: str) -> Any:
         return value
 
     try:
-        return json.loads(text, parse_constant=number, parse_float=number)
+        read = json.loads(text, parse_constant=number, parse_float=number)
+        json.dumps(read, ensure_ascii=False).encode()  # an escape may stand for half a character
+        return read
     except (ValueError, RecursionError) as error:
         lead = f"{tool}: " if tool else ""
         raise BadCall(f"{lead}expected JSON: {str(error)[:80] or 'too deep'}", tool) from None

@@ -34,6 +34,8 @@ class Chat:
         return cls(AutoTokenizer.from_pretrained(path))
 
     def encode(self, text: str) -> list[int]:
+        """Half a character, which no tokenizer takes, becomes a sign that says so."""
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:

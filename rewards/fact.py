@@ -4,6 +4,7 @@ With `low` and `high` it is scaled to 0 at low and 1 at high, and held there. An
 measured gets `unmeasured`; where a measured one has no such fact, the reward does not apply.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ def reward(
         value = value.get(key) if isinstance(value, Mapping) else None
     if value is None or low is None or high is None:
         return value
+    if not math.isfinite(value):
+        raise ValueError(f"the world measured {name}={value}; expected a finite number")
     return min(1.0, max(0.0, (value - low) / (high - low)))
 
 

@@ -27,7 +27,7 @@ class Progress(Protocol):
 
 def indices(settings: RunConfig, world: str, count: int, barred: Quarantine) -> list[int]:
     """Positions in the held-out stream of the first `count` distinct tasks. Raises ValueError where there are fewer."""
-    place = envs.load(settings.plays(world)).World(None, **settings.worlds[world].args)
+    place = envs.load(settings.plays(world)).World(None, seed=settings.seed, **settings.worlds[world].args)
     found: dict[str, int] = {}
     for index in range(SCAN * count):
         if not barred.holds(world, "heldout", index):

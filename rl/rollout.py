@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +19,8 @@ import rewards
 from envs import Env, EnvCrashed, Episode, Facts, JudgeTimedOut, MachineryError, Outcome, Split, Task, World
 from policy.chat import Chat
 from policy.engines import Completion, EngineError, Sampler, Sampling
+from rl.check import answers
+from rl.check.kinds import Fault
 from rl.config import RunConfig
 from rl.trajectory import Member, Trajectory
 
@@ -139,8 +141,12 @@ async def _attempt(
     unsolved: Facts = {"solved": False}
     acted_s = 0.0
     async with _of_the_world(spent.on("env")):
-        episode.messages = list(await env.start())
+        opening = await env.start()
+        _held(answers.messages, "start", opening)
+        episode.messages = list(opening)
     trajectory.hear(chat.opening(episode.messages))
+    if len(trajectory) >= limits.context:
+        raise EnvCrashed(f"the prompt takes {len(trajectory)} tokens; policy.context={limits.context} leaves no answer")
     while True:
         room = min(limits.turn_tokens, limits.context - len(trajectory))
         if room <= 0:
@@ -163,6 +169,8 @@ async def _attempt(
             return Outcome.TOKENS_SPENT, unsolved
         async with _of_the_world(spent.on("env")):
             step = await env.step(action)
+            _held(answers.step, step)
+            _held(answers.messages, "step", step.messages)
         if step.invalid:
             return Outcome.INVALID_ACTION, unsolved
         if step.done:
@@ -179,8 +187,20 @@ async def _attempt(
         trajectory.hear(heard)
     async with _of_the_world(spent.on("measure")):
         facts = await env.measure()
+        _held(answers.facts, facts)
         outcome = Outcome.SOLVED if facts["solved"] else Outcome.FAILED
     return outcome, facts
+
+
+def _held(contract: Callable[..., Any], *given: Any) -> None:
+    """Raises Fault where a world answered with what could not be stored, or would be taken for something else. Size is
+    a matter of budgets here, and half a character may be the attempt's own.
+    """
+    try:
+        contract(*given, odd=True)
+    except Fault as fault:
+        if fault.kind != "huge-output":
+            raise
 
 
 @asynccontextmanager

@@ -164,16 +164,20 @@ def _over(
     """Plug-ins by name with a stage's settings over the file's, ramps where they are when `done` of the stage is."""
     names = list(dict.fromkeys([*below, *above]))
     return {
-        name: {key: _now(value, done) for key, value in {**below.get(name, {}), **above.get(name, {})}.items()}
+        name: {
+            key: _now(value, done, whole=key not in ("weight", "threshold"))
+            for key, value in {**below.get(name, {}), **above.get(name, {})}.items()
+        }
         for name in names
     }
 
 
-def _now(value: Any, done: float) -> Any:
+def _now(value: Any, done: float, whole: bool) -> Any:
+    """`whole`: between whole numbers it stays whole, as numbers of tokens do."""
     if not isinstance(value, Mapping) or set(value) != RAMP:
         return value
     start, end = value["from"], value["to"]
     if not all(isinstance(number, int | float) for number in (start, end)):
         raise ValueError(f"got a ramp from {start!r} to {end!r}; expected two numbers")
     now = start + (end - start) * done
-    return round(now) if isinstance(start, int) and isinstance(end, int) else now
+    return round(now) if whole and isinstance(start, int) and isinstance(end, int) else now

@@ -328,7 +328,9 @@ class Run:
         SQLite does it: to open and close its files here would drop its locks, and whoever read the ledger then would
         cut off the memory that this process shares with it.
         """
-        self.db.execute("pragma wal_checkpoint")
+        self.db.execute("pragma synchronous = full")
+        self.db.execute(f"pragma user_version = {LAYOUT}")  # a commit, with which all before it reach the disk
+        self.db.execute("pragma synchronous = normal")
 
     def checkpoint(self, version: int) -> Path:
         return self.checkpoints / f"{version:06d}"

@@ -23,7 +23,7 @@ def attempt(env: Any) -> None:
         raise Fault("wrong-type", f"open gave {_a(env)} without {', '.join(absent)}; expected an attempt{how}")
 
 
-def step(answer: Any) -> Step:
+def step(answer: Any, odd: bool = False) -> Step:
     if not isinstance(answer, Step):
         raise Fault("wrong-type", f"step answered with {_a(answer)}; expected envs.Step")
     for name in ("done", "invalid"):

@@ -202,6 +202,8 @@ def test_schemas_of_others_are_taken() -> None:
     foreign = {"name": "find", "parameters": {"type": "object", "properties": {"n": {"anyOf": [{"type": "integer"}]}}}}
     tools = {"find": Tool.read(foreign)}
     assert call(openai("find", {"n": 3}), tools) == Call("find", {"n": 3})
+    with pytest.raises(BadCall, match="expected JSON"):  # half a character, which no message can hold
+        call(openai("find", {"n": "\ud800"}), tools)
     with pytest.raises(BadCall, match="find: n: got"):
         call(openai("find", {"n": "x"}), tools)
     assert Tool.read(TOOLS["move"].schema) == TOOLS["move"]

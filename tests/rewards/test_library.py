@@ -50,6 +50,9 @@ def test_a_fact() -> None:
     assert value("fact", attempt, name="parts.other") is None and value("fact", attempt, name="reward.x") is None
     scaled = [value("fact", episode("x", n=n), name="n", low=-1, high=3) for n in (-9, -1, 1, 3, 4)]
     assert scaled == [0.0, 0.0, 0.5, 1.0, 1.0]
+    for odd in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="expected a finite number"):
+            value("fact", episode("x", n=odd), name="n", low=0, high=1)
     unmeasured = episode("x", outcome=Outcome.TURNS_SPENT)
     assert value("fact", unmeasured, name="reward") == 0.0
     assert value("fact", unmeasured, name="reward", unmeasured=-200.0) == -200.0

@@ -200,7 +200,7 @@ def test_invalid_members_are_neither_read_nor_written(name: str) -> None:
     assert {m.advantage for m in (lost, scored_though_lost, silent)} == {0.125}
 
 
-@pytest.mark.parametrize("scores", [(0.1, 0.1, 0.1), (0.7,), ()])
+@pytest.mark.parametrize("scores", [(0.1, 0.1, 0.1), (0.7,), (), (0.0, 0.1 + 0.6 - 0.7, 0.0)])
 @pytest.mark.parametrize("name", available())
 def test_a_group_that_teaches_nothing_has_exact_zeros(name: str, scores: tuple[float, ...]) -> None:
     group = attempts(*zip(scores, (3, 7, 11), strict=False))

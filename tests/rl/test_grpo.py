@@ -49,7 +49,7 @@ def test_invalid_members_neither_get_an_advantage_nor_move_the_mean() -> None:
     assert [m.advantage for m in g.members] == pytest.approx([0.125, 0.75, 0.125, -0.25, 0.125])
 
 
-@pytest.mark.parametrize("scores", [(0.1, 0.1, 0.1), (0.7,), ()])
+@pytest.mark.parametrize("scores", [(0.1, 0.1, 0.1), (0.7,), (), (0.0, 0.1 + 0.6 - 0.7, 0.0)])
 def test_a_group_that_teaches_nothing_has_exact_zeros(scores: tuple[float, ...]) -> None:
     g = group(*(attempt(score, tokens) for score, tokens in zip(scores, (3, 7, 11), strict=False)))
     load("grpo").advantages(g)

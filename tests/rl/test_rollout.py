@@ -174,7 +174,39 @@ def test_a_trajectory_never_outgrows_the_context(context: int) -> None:
 
 def test_an_opening_beyond_the_context_is_never_trained_on() -> None:
     member = once("right", limits=replace(LIMITS, context=3))
-    assert member.episode.outcome is Outcome.TOKENS_SPENT and not member.valid
+    assert member.episode.outcome is Outcome.ENV_CRASHED and not member.valid
+    assert "policy.context=3 leaves no answer" in member.episode.error
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "said"),
+    [
+        ("start", "say right", "as messages"),
+        ("start", [{"role": "user", "content": None}], "content is None"),
+        ("step", None, "step answered with None"),
+        ("step", Step(messages=({"role": "tool", "content": b"x"},)), "JSON cannot hold"),  # type: ignore[dict-item]
+        ("step", Step(seconds=None), "seconds=None"),  # type: ignore[arg-type]
+        ("measure", {}, "solved='nothing'"),
+        ("measure", {"solved": 0.3}, "solved=0.3"),
+        ("measure", {"solved": True, "seen": {1}}, "JSON cannot hold"),
+    ],
+)
+def test_an_answer_that_is_none_of_the_contract_is_the_worlds_failure(
+    monkeypatch: pytest.MonkeyPatch, method: str, answer: object, said: str
+) -> None:
+    """A run could not store it, or would take it for something else: 0.3 for solved."""
+
+    async def answered(*_: object) -> object:
+        return answer
+
+    monkeypatch.setattr(Attempt, method, answered)
+    member = once("right")
+    assert member.episode.outcome is Outcome.ENV_CRASHED and said in member.episode.error, member.episode.error
+
+
+def test_half_a_character_that_a_world_repeats_ends_nothing() -> None:
+    member = once("more\ud800", "right")
+    assert member.episode.outcome is Outcome.SOLVED, member.episode.error
 
 
 def test_actions_that_run_too_long_spend_their_time() -> None:
@@ -214,19 +246,6 @@ def test_whatever_a_worlds_own_code_raises_is_its_crash(method: str, error: Exce
     member = once("right", fails={method: [error]})
     assert member.episode.outcome is Outcome.ENV_CRASHED
     assert member.episode.error == f"EnvCrashed: {type(error).__name__}: {error}"
-
-
-def test_facts_without_a_verdict_are_the_worlds_crash() -> None:
-    class Silent(Attempt):
-        async def measure(self) -> Facts:
-            return {}
-
-    class World(Lesson):
-        def open(self, task: Task) -> Env:
-            return Silent(self, task)
-
-    member = asyncio.run(play(World(), lesson("right"), ScriptedEngine(parrot), CHAT, LIMITS, JUDGES))
-    assert (member.episode.outcome, member.episode.error) == (Outcome.ENV_CRASHED, "EnvCrashed: KeyError: 'solved'")
 
 
 @pytest.mark.parametrize("error", [SandboxLost("gone"), OSError("gone")])

@@ -17,7 +17,7 @@ train: {steps: 30}
 stages:
   - until_step: 11
     worlds: {math: {weight: 9, args: {levels: [0]}, difficulty: {low: 0.1}}, code: {weight: 0}}
-    rewards: {length: {soft_tokens: {from: 50, to: 100}, weight: {from: 1.0, to: 0.0}}}
+    rewards: {length: {soft_tokens: {from: 50, to: 100}, weight: {from: 1, to: 0}}}
   - until_step: 20
     filters: {overlong: {mode: enforce}, gibberish: {vocabulary: 100, rare_from: 80}}
 """
