@@ -203,6 +203,12 @@ def _held(contract: Callable[..., Any], *given: Any) -> None:
             raise
 
 
+def _cancelled() -> bool:
+    """Somebody cancelled this attempt, as against a world that raises what a cancelled one would."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 @asynccontextmanager
 async def _of_the_world(clock: AbstractContextManager[None] | None = None) -> AsyncIterator[None]:
     """Around every call into a world. A world is a plug-in: what its code raises cannot be foreseen here, and must end
@@ -214,6 +220,10 @@ async def _of_the_world(clock: AbstractContextManager[None] | None = None) -> As
                 yield
     except MachineryError:
         raise
+    except (asyncio.CancelledError, SystemExit) as error:
+        if isinstance(error, asyncio.CancelledError) and _cancelled():
+            raise
+        raise EnvCrashed(f"{type(error).__name__}: {error}") from error
     except Exception as error:
         if deadline.expired():
             raise EnvCrashed(f"a call into the world did not end within {WORLD_TIMEOUT_S:g} s") from None

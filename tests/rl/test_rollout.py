@@ -241,7 +241,10 @@ def test_endings_of_the_machinerys_doing_have_no_score(method: str, error: Excep
 
 
 @pytest.mark.parametrize("method", ["open", "start", "step", "measure"])
-@pytest.mark.parametrize("error", [KeyError("answer"), TimeoutError("slow"), AssertionError("no")])
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("answer"), TimeoutError("slow"), AssertionError("no"), SystemExit(3), asyncio.CancelledError("x")],
+)
 def test_whatever_a_worlds_own_code_raises_is_its_crash(method: str, error: Exception) -> None:
     member = once("right", fails={method: [error]})
     assert member.episode.outcome is Outcome.ENV_CRASHED
