@@ -112,8 +112,8 @@ class Player:
             self.say("note", words="no attempt came to its end: step never said done=True, so nothing was scored")
         if unseen := [at for at in self.kept["took"] if at not in self.kept["looked"]]:
             key = self.tasks[unseen[0]].key
-            words = "no sandbox stood open when the first answer came, so none was looked into"
-            self.say("note", words=f"{len(unseen)} tasks, e.g. {key}: {words}")
+            words = "no sandbox stood open when it could be looked into"
+            self.say("note", words=f"{len(unseen)} task{'s' * (len(unseen) > 1)}, e.g. {key}: {words}")
         self.say("longest", chars=self.kept["longest"].get((), 0))
         self.say("done", unit=["together", "", 0])
         await self._close(world)
