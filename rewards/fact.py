@@ -28,5 +28,11 @@ def reward(
 
 
 def check(*, name: str, low: float | None = None, high: float | None = None, unmeasured: float = 0.0) -> None:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"got name={name!r}; expected the name of a fact")
+    for key, got in (("low", low), ("high", high), ("unmeasured", unmeasured)):
+        number = isinstance(got, int | float) and not isinstance(got, bool) and math.isfinite(got)
+        if not number and (got is not None or key == "unmeasured"):
+            raise ValueError(f"got {key}={got!r}; expected a number")
     if (low is None) is not (high is None) or (low is not None and high is not None and low >= high):
         raise ValueError(f"got low={low}, high={high}; expected both with low below high, or neither")

@@ -31,8 +31,14 @@ def check(
     wrong: Sequence[float] = (-1.0, -0.5),
     exceeded: float = -1.0,
 ) -> None:
-    if not isinstance(max_tokens, int | float) or max_tokens <= 0:
+    if not _number(max_tokens) or max_tokens <= 0:
         raise ValueError(f"got max_tokens={max_tokens!r}; expected a number above 0")
     for name, pair in (("right", right), ("wrong", wrong)):
-        if len(pair) != 2 or not all(isinstance(one, int | float) for one in pair):
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(_number, pair)):
             raise ValueError(f"got {name}={pair!r}; expected two numbers, at no tokens and at max_tokens")
+    if not _number(exceeded):
+        raise ValueError(f"got exceeded={exceeded!r}; expected a number")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

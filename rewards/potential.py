@@ -7,6 +7,7 @@ so that all turns together come to -Phi(s_0) at gamma 1: under an algorithm that
 `gamma` must be that of the algorithm (`turns`), or the guarantee is gone.
 """
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
@@ -63,7 +64,9 @@ def check(
 ) -> None:
     if (fact is None) is (of is None):
         raise ValueError(f"got fact={fact}, of={of}; expected one of the two")
-    if not isinstance(gamma, int | float) or not 0 <= gamma <= 1:
+    if fact is not None and not isinstance(fact, str):
+        raise ValueError(f"got fact={fact!r}; expected the name of a fact")
+    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0 <= gamma <= 1:
         raise ValueError(f"got gamma={gamma!r}; expected a number from 0 to 1")
     if of is None:
         if args is not None:
@@ -73,3 +76,5 @@ def check(
     if function.__name__ != "reward":
         raise ValueError(f"got of={of}, which is no number of one conversation; expected a file that exports `reward`")
     inspect.signature(function).bind(None, **(args or {}))
+    if inner := getattr(importlib.import_module(f"rewards.{of}"), "check", None):
+        inner(**(args or {}))

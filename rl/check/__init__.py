@@ -75,7 +75,7 @@ async def _played(order: dict[str, Any], result: Result, page: Page, part: Path 
 def words(result: Result) -> list[str]:
     """The result for a person: a line for each kind of fault, then what was played, then the verdict."""
     by_kind = {kind: [fault for fault in result.faults if fault["kind"] == kind] for kind in KINDS}
-    lines = [_finding(kind, found, len(result.tasks)) for kind, found in by_kind.items() if found]
+    lines = [_finding(kind, found, *result.share(kind)) for kind, found in by_kind.items() if found]
     counts = {split: sum(at.startswith(f"{split}/") for at in result.tasks) for split in ("train", "heldout")}
     scope = "all there are" if all(map(result.whole.get, counts)) else "a sample"
     longest = f", prompts of up to {result.longest} characters" if result.longest else ""
@@ -116,10 +116,10 @@ def _wrapped(lines: list[str]) -> str:
     return "\n".join(map(fill, lines))
 
 
-def _finding(kind: str, found: list[dict[str, Any]], tasks: int) -> str:
+def _finding(kind: str, found: list[dict[str, Any]], on: int, tried: int) -> str:
     where = _where(found[0])
     if len(found) > 1:
-        count = f"{len(found)} of {tasks} tasks" if found[0]["key"] else f"{len(found)} positions"
+        count = f"{on} of {tried} tasks" if found[0]["key"] else f"{len(found)} positions"
         where = f"{count}, as {where}"
     return f"{kind}{f' on {where}' if where else ''}: {found[0]['words']}. To mend: {KINDS[kind].change}"
 

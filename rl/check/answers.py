@@ -1,4 +1,7 @@
-"""What a world answers with, held against the contract: its types, its size, and whether a run could store it."""
+"""What a world answers with, held against the contract: its types, its size, and whether a run could store it.
+
+Messages of plain text, which most are, are not made JSON for it.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def step(answer: Any, odd: bool = False) -> Step:
 
 
 def messages(call: str, found: Any, odd: bool = False) -> list[str]:
-    """Their texts. `odd`: the attempt itself said half a character, which the world may repeat; no policy does."""
+    """Their texts. `odd`: the attempt itself said half a character, as JSON escapes let it, which may be repeated."""
     if not isinstance(found, list | tuple):
         raise Fault("wrong-type", f"{call} gave {_a(found)} as messages; expected a list of role and content")
     texts = [_text(call, message, odd) for message in found]
@@ -53,7 +56,8 @@ def _text(call: str, message: Any, odd: bool) -> str:
         raise Fault("wrong-type", f"{call} gave a message with role={role!r:.40}; available: {', '.join(ROLES)}")
     if isinstance(content, str) and len(content) > MOST_CHARS:  # before it is made JSON
         raise Fault("huge-output", f"{call} gave a message of {len(content)} characters; expected at most {MOST_CHARS}")
-    storable(f"{call} gave a {role} message that", message, odd)
+    if type(message) is not dict or not all(_whole(key) and _whole(value, odd) for key, value in message.items()):
+        storable(f"{call} gave a {role} message that", message, odd)
     if not isinstance(content, str):
         raise Fault("wrong-type", f"{call} gave a {role} message whose content is {_a(content)}; expected text")
     return content
@@ -100,6 +104,16 @@ def storable(what: str, value: Any, odd: bool = False) -> int:
     if (key := _odd_key(value)) is not None:
         raise Fault("not-json", f"{what} JSON cannot hold: the key {key!r:.40} would come back as text")
     return len(text)
+
+
+def _whole(value: Any, odd: bool = False) -> bool:
+    """Text without half a character, or with one where `odd`: as JSON without looking further."""
+    if type(value) is not str:
+        return False
+    try:
+        return odd or value.isascii() or bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _odd_key(value: Any) -> Any:

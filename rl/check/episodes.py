@@ -147,16 +147,17 @@ async def play(
     actions: Sequence[str],
     repeat: bool = False,
     look: Callable[[], Awaitable[None]] | None = None,
+    look_first: bool = False,
 ) -> Played:
     """The actions in turn, the last again and again where `repeat`, until the world is done or the turns are spent.
-    Before the last one, `look` is called: the attempt still has what it works in.
+    Before the last one, `look` is called: the attempt still has what it works in; `look_first`: before the first.
     """
     attempt = Attempt(calls, world, task, pool)
     try:
         await attempt.start()
         at, goes_on = 0, True
         while goes_on and (at < len(actions) or repeat):
-            if look is not None and at == len(actions) - 1:
+            if look is not None and at == (0 if look_first else len(actions) - 1):
                 await look()
             goes_on = await attempt.act(actions[min(at, len(actions) - 1)])
             at += 1

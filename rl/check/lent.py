@@ -17,11 +17,14 @@ class Pool:
         self.pool = pool
         self.lent: set[Lent] = set()
         self.used = False
+        self.takers: set[tuple[Any, ...]] = set()
+        """Split and index of what took a sandbox."""
         self.watchers: dict[tuple[Any, ...], Callable[[bytes], None]] = {}
         """By what is being played: told of all that it sends into a sandbox."""
 
     async def acquire(self, snapshot: Snapshot | None = None, *, image: str | None = None) -> Sandbox:
         self.used = True
+        self.takers.add(UNIT.get()[1:])
         if snapshot is not None:
             self.saw(snapshot.packed)
         lent = Lent(await self.pool.acquire(snapshot, image=image), self)

@@ -12,13 +12,14 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from envs import MachineryError, Split, Task, World, sandboxes
 from envs.sandboxes import SandboxLost
 from rl.check import trials
 from rl.check.episodes import Calls
+from rl.check.kept import Kept
 from rl.check.kinds import Fault
 from rl.check.lent import UNIT, Pool
 from rl.check.probes import Probes
@@ -60,6 +61,8 @@ class Order:
     """Units that were being played when an earlier process was lost: first, and one by one."""
     only: list[list[Any]]
     """Units to play and no others, where any are named."""
+    kept: list[list[Any]] = field(default_factory=list)
+    """What earlier processes left: name, place, value."""
 
 
 class Player:
@@ -70,11 +73,10 @@ class Player:
         self.pool = Pool(self.backend.Pool(run=order.run, size=AT_ONCE + 1, image=order.image))
         self.tasks: dict[At, Task] = {}
         self.calls = Calls(self._announce, order.deadline_s)
-        self.hung = {tuple(at) for at in order.hung}
+        self.kept = Kept(say, order.kept)
+        self.hung = {*map(tuple, order.hung), *self.kept["hung"]}
         self.skip = {json.dumps(unit) for unit in order.skip}
         self.again: list[tuple[Work, Fault]] = []
-        self.over = False
-        """Since one attempt is another, nothing more can be learnt."""
 
     def _announce(self, call: str) -> None:
         phase, split, index = UNIT.get()
@@ -95,7 +97,7 @@ class Player:
         if report is not None:
             self.say("rows", report=asdict(report), words=str(report))
         self._find(world)
-        self.probes = Probes(world, self.tasks, self.pool, self.calls, self.say, self._fault)
+        self.probes = Probes(world, self.tasks, self.pool, self.calls, self.kept, self.say, self._fault)
         alone, together = self._work(world)
         self.say("plan", total=len(alone) + len(together) + 1)
         first = {json.dumps(unit) for unit in self.order.alone}
@@ -104,11 +106,15 @@ class Player:
             await self._one(work)
         await self._together([work for work in together if work not in suspects])
         UNIT.set(("together", "", 0))
-        if told := leaks_together(self.tasks, self.probes.heard):
-            self._fault(told[0], *told[1])
-        if self.probes.ended == {"turns"}:
+        for fault, at in leaks_together(self.tasks, self.kept["heard"]):
+            self._fault(fault, at, self.tasks[at])
+        if set(self.kept["ended"]) == {("turns",)}:
             self.say("note", words="no attempt came to its end: step never said done=True, so nothing was scored")
-        self.say("longest", chars=self.probes.longest)
+        if unseen := [at for at in self.kept["took"] if at not in self.kept["looked"]]:
+            key = self.tasks[unseen[0]].key
+            words = "no sandbox stood open when it could be looked into"
+            self.say("note", words=f"{len(unseen)} task{'s' * (len(unseen) > 1)}, e.g. {key}: {words}")
+        self.say("longest", chars=self.kept["longest"].get((), 0))
         self.say("done", unit=["together", "", 0])
         await self._close(world)
 
@@ -181,10 +187,12 @@ class Player:
         """Play one unit. Beside others, a fault is kept for later; `first`: what it was then."""
         unit, probe = work
         at = unit[1:]
-        if json.dumps(unit) in self.skip or at in self.hung or self.over:
+        if json.dumps(unit) in self.skip or at in self.hung or self.kept["over"]:
             return
         if len(self.hung) >= MOST_HUNG:
             self.say("note", words=f"ended early: {len(self.hung)} tasks never ended, the rest was not played")
+            for split in ("train", "heldout"):
+                self.say("whole", split=split, whole=False)
             return
         UNIT.set(unit)
         try:
@@ -199,8 +207,9 @@ class Player:
             self._fault(fault, at, self.tasks.get(at))  # type: ignore[arg-type]
             if fault.kind == "never-ends":
                 self.hung.add(at)
+                self.kept.put("hung", at)
             if unit[0] == "open" and fault.kind == "state-shared":
-                self.over = True
+                self.kept.put("over", ())
                 self.say("note", words="nothing was played, since no attempt is one of its own")
         else:
             if first is not None and first.kind in OF_LOAD:

@@ -14,6 +14,7 @@ from typing import Any
 from envs import JudgeFailed, Message, Task, World
 from rl.check import answers, inside, leaks
 from rl.check.episodes import Attempt, Calls, Played, play
+from rl.check.kept import Kept
 from rl.check.kinds import Fault
 from rl.check.lent import UNIT, Pool
 from rl.check.streams import At, prompt
@@ -47,21 +48,14 @@ class Probes:
         tasks: Mapping[At, Task],
         pool: Pool,
         calls: Calls,
+        kept: Kept,
         say: Callable[..., None],
         fault: Callable[[Fault, At, Task], None],
     ) -> None:
-        self.world, self.tasks, self.pool, self.calls, self.say, self.fault = world, tasks, pool, calls, say, fault
+        self.world, self.tasks, self.pool, self.calls = world, tasks, pool, calls
+        self.kept, self.say, self.fault = kept, say, fault
         self.known = {at: (prompt(task), leaks.golds(task)) for at, task in tasks.items()}
-        self.heard: dict[At, str] = {}
-        self.empty_failed: set[At] = set()
-        self.paid: dict[At, float] = {}
-        """What a wrong answer was paid, where the world pays by itself."""
-        self.longest = 0
-        """Characters of the longest opening."""
-        self.ended: set[str] = set()
-        """The ways in which attempts ended."""
         self.right: dict[At, list[str] | None] = {}
-        self.steady: Counter[str] = Counter()
         self.untouched: inside.Seen | None = None
 
     async def play(self, task: Task, actions: list[str], repeat: bool = False, **how: Any) -> Played:
@@ -71,18 +65,23 @@ class Probes:
             at = told.index(MARK)
             words = f"an attempt was told what another had said: {told[max(0, at - 30) : at + 30]!r}"
             raise Fault("state-shared", words)
-        self.longest = max(self.longest, sum(len(message["content"]) for message in played.opening))
-        self.ended.add(played.ended)
+        size = sum(len(message["content"]) for message in played.opening)
+        self.kept.put("longest", (), max(self.kept["longest"].get((), 0), size))
+        self.kept.put("ended", (played.ended,))
+        place: Any = UNIT.get()[1:]
+        if place in self.pool.takers and place in self.tasks:
+            self.kept.put("took", place)
         return played
 
     async def _again(self, what: str, task: Task, actions: list[str], before: list[bool], repeat: bool = False) -> None:
         """Raises Fault where a verdict that is about to be called wrong is not the same each time."""
-        if len(set(before)) == 1 and self.steady[what] >= STEADY:
+        steady = self.kept["steady"].get((what,), 0)
+        if len(set(before)) == 1 and steady >= STEADY:
             return
         verdicts = before + [(await self.play(task, actions, repeat)).solved for _ in range(SUSPECT_REPEATS)]
         if len(set(verdicts)) > 1:
             raise Fault("not-repeatable", f"{what}, played {len(verdicts)} times, was solved {_times(verdicts)}")
-        self.steady[what] += 1
+        self.kept.put("steady", (what,), steady + 1)
 
     # -- the first tasks, one by one ------------------------------------------------------------------------------
 
@@ -97,12 +96,13 @@ class Probes:
     async def empty(self, at: At, task: Task) -> None:
         """The answer without a word; and what the world says before any answer."""
         played = await self.play(task, [""], repeat=True)
-        self.heard[at] = "\n".join([prompt(task), *played.heard])
+        heard = "\n".join([prompt(task), *played.heard])
+        self.kept.put("heard", at, heard)
         others = [said for place, said in self.known.items() if place != at]
-        if told := leaks.in_task(task, self.heard[at], self._right_texts(task), others):
+        if told := leaks.in_task(task, heard, self._right_texts(task), others):
             self.fault(Fault("leak", told), at, task)
         if played.solved:
-            self.empty_failed.add(at)
+            self.kept.put("empty-solved", at)
             await self._again("the empty answer", task, [""], [True], repeat=True)
             raise Fault("empty-scores", "the empty answer counts as solved")
 
@@ -135,16 +135,20 @@ class Probes:
             await self._again("the same wrong answer", task, actions, verdicts)
             raise Fault("wrong-scores", f"a wrong answer counts as solved: {actions[-1][:100]!r}")
         if (paid := played[0].facts.get("reward")) is not None:
-            self.paid[at] = paid
+            self.kept.put("paid", at, paid)
 
     async def gold(self, at: At, task: Task, times: int = REPEATS) -> None:
         await self._readable(task)
         actions = await self._right(at, task)
+        # Where the wrong answer showed no sandbox; before the first action, since later ones write what is right.
+        look: dict[str, Any] = {"look": lambda: self._look(at, task), "look_first": True}
         if actions is None:
+            if at in self.kept["took"]:
+                await self.play(task, [""], **look)
             return
         self.pool.watchers[UNIT.get()] = functools.partial(self._sent, at, task)
         try:
-            played = [await self.play(task, actions)]
+            played = [await self.play(task, actions, **look)]
         finally:
             del self.pool.watchers[UNIT.get()]
         played += [await self.play(task, actions) for _ in range(times - 1)]
@@ -159,12 +163,12 @@ class Probes:
             said = json.dumps(facts)[:200] if facts else f"it ended for: {ended}"
             raise Fault("gold-fails", f"the right answer does not count as solved; {said}")
         paid = played[0].facts.get("reward")
-        if paid is not None and at in self.paid and paid <= self.paid[at]:
-            raise Fault("flat-reward", f"the right answer is paid {paid:g}, a wrong one {self.paid[at]:g}")
+        if paid is not None and (wrong := self.kept["paid"].get(at)) is not None and paid <= wrong:
+            raise Fault("flat-reward", f"the right answer is paid {paid:g}, a wrong one {wrong:g}")
 
     async def afterwards(self, at: At, task: Task) -> None:
         """After and beside a right attempt, an empty one must still fail; beside another task's, each be right."""
-        if at in self.empty_failed:
+        if at in self.kept["empty-solved"]:
             return
         if (await self.play(task, [""], repeat=True)).solved:
             await self._again("the empty answer after a right one", task, [""], [True], repeat=True)
@@ -229,7 +233,10 @@ class Probes:
     # -- a look inside --------------------------------------------------------------------------------------------
 
     async def _look(self, at: At, task: Task) -> None:
-        """Into the sandboxes that an attempt holds: history, hidden texts, answers."""
+        """Into the sandboxes that an attempt holds: history, hidden texts, answers. Once for each task."""
+        if at in self.kept["looked"]:
+            return
+        total: Counter[str] = Counter()
         for lent in self.pool.own():
             hidden = inside.secrets(self.world, task)
             names = sorted(self.world.paths(task)) if hasattr(self.world, "paths") else []
@@ -243,12 +250,13 @@ class Probes:
                 seen = await inside.look(lent.sandbox, names)
             except JudgeFailed as error:
                 raise Fault("judge-fails", str(error)) from None
-            counts = {"sandboxes": 1, "files": len(seen.files), "repositories": len(seen.repositories)}
-            self.say("looked", counts={name: count for name, count in counts.items() if count})
+            total.update(sandboxes=1, files=len(seen.files), repositories=len(seen.repositories))
             if seen.cut:
                 self.say("note", words=f"{seen.cut} files of a sandbox of {task.key} were too large to be read")
             for kind, words in inside.told(seen, self.untouched, task, hidden):
                 self.fault(Fault(kind, words), at, task)
+        if total:
+            self.kept.put("looked", at, {name: count for name, count in total.items() if count})
 
     def _sent(self, at: At, task: Task, data: bytes) -> None:
         """Expected values on their way into a sandbox that also runs the answer."""

@@ -34,6 +34,10 @@ OF_THE_WORLD = {
 SCORES = ("empty-scores", "wrong-scores", "malformed-scores")
 MOST_UNFIT = 0.5
 """Share of the tasks from which on what is wrong with each is wrong with the world."""
+OF_A_TASK = ("empty", "wrong", "gold", "each")
+"""Phases that every task is played in: the first tasks in three, all others in `each`."""
+LIMIT = "limit "
+"""What the phase of a limit begins with: played on one task, and no fault of it."""
 
 
 @dataclass
@@ -49,6 +53,8 @@ class Result:
     """By key why a task has no right demonstration, so that its gold was not checked."""
     tasks: dict[str, str] = field(default_factory=dict)
     """Content hash by `split/key`."""
+    played: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
+    """Split and index of the tasks that each phase was played on."""
     whole: dict[str, bool] = field(default_factory=dict)
     """By split: whether these are all the tasks there are."""
     tried: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -66,10 +72,10 @@ class Result:
         return not self.faults
 
     def add(self, fault: Mapping[str, Any]) -> None:
-        same = ("kind", "split", "key")
-        if not any(all(old[name] == fault[name] for name in same) for old in self.faults):
-            kept = {name: fault[name] for name in ("kind", "split", "index", "key", "words")}
-            self.faults.append({**kept, "phase": fault.get("phase", "")})
+        kept = {name: fault[name] for name in ("kind", "split", "index", "key", "words")}
+        kept["phase"] = fault.get("phase", "")
+        if not any(_same(old, kept) for old in self.faults):
+            self.faults.append(kept)
 
     def fold(self) -> None:
         """Where anything is accepted, an empty and a wrong answer that score are the same fault, not two more."""
@@ -93,19 +99,32 @@ class Result:
         faulty = {f"{fault['split']}/{fault['key']}" for fault in self.faults}
         return {at: digest for at, digest in sorted(self.tasks.items()) if at in faulty}
 
+    def share(self, kind: str) -> tuple[int, int]:
+        """Tasks with a kind of fault, and tasks looked at for it; of the phase in which the largest part has it."""
+        found = [fault for fault in self.faults if fault["kind"] == kind and not fault["phase"].startswith(LIMIT)]
+        at = {(fault["split"], fault["index"]) for fault in found}
+        shares = [(len({(fault["split"], fault["key"]) for fault in found}), len(self.tasks))]
+        for phase in {fault["phase"] for fault in found}:
+            same = OF_A_TASK if phase in OF_A_TASK else (phase,)
+            tried = set().union(*(self.played.get(name, ()) for name in same))
+            shares += [(len(at & tried), len(tried))] if tried else []
+        return max(shares, key=lambda share: share[0] / max(1, share[1]))
+
     def unfit_world(self) -> list[str]:
         """Why the world as a whole should not be trained on, a sentence each."""
-        kinds = Counter(fault["kind"] for fault in self.faults)
-        words = {fault["kind"]: fault["words"] for fault in reversed(self.faults)}
+        words: dict[str, str] = {}
+        for fault in self.faults:
+            words.setdefault(fault["kind"], fault["words"])
         whole = all(self.whole.get(split) for split in ("train", "heldout"))
         why = []
-        for kind, count in kinds.items():
-            if kind in OF_THE_WORLD or any(not f["key"] for f in self.faults if f["kind"] == kind):
+        for kind in words:
+            count, tried = self.share(kind)
+            if any(_of_the_world(fault) for fault in self.faults if fault["kind"] == kind):
                 why.append(f"{kind} ({words[kind]})")
-            elif count > MOST_UNFIT * len(self.tasks):
-                why.append(f"{kind} on {count} of {len(self.tasks)} tasks ({words[kind]})")
+            elif count > MOST_UNFIT * tried:
+                why.append(f"{kind} on {count} of {tried} tasks ({words[kind]})")
             elif not whole:  # nobody knows which of the tasks that were not drawn have it too
-                why.append(f"{kind} on {count} of {len(self.tasks)} tasks of a stream without end ({words[kind]})")
+                why.append(f"{kind} on {count} of {tried} tasks of a stream without end, or cut short ({words[kind]})")
         for split in ("train", "heldout"):
             own, all_ = ([at for at in of if at.startswith(f"{split}/")] for of in (self.unfit_tasks(), self.tasks))
             if not why and len(own) > MOST_UNFIT * len(all_):
@@ -139,6 +158,18 @@ class Result:
                 "findings": hashlib.sha256(findings.encode()).hexdigest()[:16],
             },
         }
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """One fault of one task, and not a limit's, which is the world's."""
+    limits = one["phase"].startswith(LIMIT), other["phase"].startswith(LIMIT)
+    return limits[0] == limits[1] and all(one[name] == other[name] for name in ("kind", "split", "key"))
+
+
+def _of_the_world(fault: Mapping[str, Any]) -> bool:
+    if fault["kind"] in OF_THE_WORLD or fault["phase"].startswith(LIMIT):
+        return True
+    return not fault["key"] or fault["split"] not in ("train", "heldout")
 
 
 def inputs(world: str, args: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,13 +126,14 @@ def prompt(task: Task) -> str:
     return "\n".join(message["content"] for message in task.messages)
 
 
-def leaks_together(tasks: Mapping[At, Task], heard: Mapping[At, str]) -> tuple[Fault, tuple[At, Task]] | None:
-    """Does the answer stand at one and the same place of all prompts, or of those of one family?"""
+def leaks_together(tasks: Mapping[At, Task], heard: Mapping[At, str]) -> list[tuple[Fault, At]]:
+    """Does the answer stand at one and the same place of all prompts, or of a family's? A fault of each of them."""
     by_family: dict[str, list[At]] = {}
     for at, task in tasks.items():
         by_family.setdefault(task.family, []).append(at)
+    all_: dict[At, Fault] = {}
     for found in (list(tasks), *by_family.values()):
-        told = leaks.at_one_place([(heard.get(at) or prompt(tasks[at]), leaks.golds(tasks[at])) for at in found])
-        if told:
-            return Fault("leak", told), (found[0], tasks[found[0]])
-    return None
+        known = [at for at in found if at not in all_ and leaks.golds(tasks[at])]
+        told = leaks.at_one_place([(heard.get(at) or prompt(tasks[at]), leaks.golds(tasks[at])) for at in known])
+        all_ |= dict.fromkeys(known, Fault("leak", told)) if told else {}
+    return [(fault, at) for at, fault in all_.items()]

@@ -67,11 +67,14 @@ class Trials:
                 pass
 
     async def limit(self, limit: Limit, at: At, task: Task) -> None:
-        played = await self.play(task, list(limit.actions))
+        try:
+            played = await self.play(task, list(limit.actions))
+        except Fault as fault:
+            raise Fault(fault.kind, f"{fault.words}, after {limit.name}") from None
         if played.solved:
             raise Fault("malformed-scores", f"{limit.name} counts as solved")
         said = "\n".join([*played.heard, *played.after, json.dumps(played.facts), played.ended])
         if not any(word in said for word in limit.says):
             words = f"{limit.name} should be told as {' or '.join(map(repr, limit.says))}; got {said[-200:]}"
             raise Fault("wrong-verdict", words)
-        self.say("looked", counts={"limits": 1})
+        self.say("kept", what="looked", at=["limit", limit.name], value={"limits": 1})

@@ -41,6 +41,8 @@ class Watch:
         self.at: dict[str, Any] = {"unit": ["", "", 0], "call": "start"}
         self.ended = False
         self.hung: list[list[Any]] = []
+        self.kept: dict[str, list[Any]] = {}
+        """What a later process needs of an earlier one (kept.py)."""
         self.silence_s = 2 * order["deadline_s"] + 5.0
 
     async def run(self) -> None:
@@ -95,7 +97,7 @@ class Watch:
             for text in lines[1:]:
                 with contextlib.suppress(ValueError):  # the last one may be half a line
                     line = json.loads(text)
-                    if line["said"] in ("done", "fault", "undemonstrated", "exploit", "looked"):
+                    if line["said"] in ("done", "fault", "undemonstrated", "exploit", "kept", "note"):
                         self._hear(line)
             self.page.show(len(self.done), said=True)
         else:
@@ -117,6 +119,7 @@ class Watch:
         )
         assert player.stdin and player.stdout
         own = {"run": f"check-{secrets.token_hex(4)}", "skip": self.done, "hung": self.hung, "alone": self.suspects}
+        own |= {"kept": list(self.kept.values())}
         try:
             player.stdin.write(json.dumps({**self.order, **own}).encode() + b"\n")
             self.at = {"unit": ["", "", 0], "call": "start"}
@@ -165,15 +168,18 @@ class Watch:
                 self.result.config = line["digest"]
             case "exploit":
                 self.result.tried[line["name"]] = line["attack"], line["honest"]
-            case "looked":
-                self.result.looked.update(line["counts"])
+            case "kept":
+                name = json.dumps([line["what"], line["at"]])
+                if line["what"] == "looked" and name not in self.kept:
+                    self.result.looked.update(line["value"])
+                self.kept[name] = [line["what"], line["at"], line["value"]]
             case "longest":
                 self.result.longest = max(self.result.longest, line["chars"])
             case "plan":
                 self.page.total = line["total"]
             case "done":
                 self.busy.pop(json.dumps(line["unit"]), None)
-                self.done.append(line["unit"])
+                self._done(line["unit"])
                 self.page.show(len(self.done))
             case "rows":
                 self.result.rows, self.result.rows_words = line["report"], line["words"]
@@ -187,13 +193,21 @@ class Watch:
             case "end":
                 self.ended = True
 
+    def _done(self, unit: list[Any]) -> None:
+        phase, split, index = unit
+        self.done.append(unit)
+        if split in ("train", "heldout"):
+            self.result.played.setdefault(phase, set()).add((split, index))
+
     def _lost(self, kind: str, told: str) -> None:
         phase, split, index = self.at["unit"]
         self.hung.append([split, index])
-        self.done.append(self.at["unit"])
+        self._done(self.at["unit"])
         key = self.at.get("key", "")
         where = f" (while playing: {phase})" if phase else ""
-        self.result.add({"kind": kind, "split": split, "index": index, "key": key, "words": told + where})
+        self.result.add(
+            {"kind": kind, "split": split, "index": index, "key": key, "words": told + where, "phase": phase}
+        )
 
 
 class Page:

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from envs import JudgeFailed, Message, Split, Step, Task, heldout
@@ -35,7 +36,7 @@ FAULTS += (
 FAULTS += ("raises", "raises-malformed", "huge", "huge-facts", "gold-fails", "solved-1", "no-step", "no-facts")
 FAULTS += ("not-json", "task-not-json", "no-task", "unparsable-gold", "judge-fails", "exits", "no-gold", "keeps")
 FAULTS += ("blocks-in-task", "needs-sandbox", "unsound-gold", "any-of-two", "strict", "no-verdict")
-FAULTS += ("future", "remote", "dangling", "bad-3", "bad-row", "kills-late")
+FAULTS += ("future", "remote", "dangling", "bad-3", "bad-row", "kills-late", "silence-scores", "late-sandbox")
 GIT = "git init -q . && git config user.email a@b && git config user.name a && touch a && git add a && git commit -qm 1"
 HISTORIES = {
     "future": f"{GIT} && echo 2 >a && git commit -qam 2 && git tag next && git reset -q --hard HEAD~",
@@ -63,14 +64,24 @@ class World:
     name = "planted"
     max_turns = 2
 
-    def __init__(self, sandboxes: Any, *, seed: int = 0, fault: str = "", finite: int = 0, git: bool = False) -> None:
+    def __init__(
+        self,
+        sandboxes: Any,
+        *,
+        seed: int = 0,
+        fault: str = "",
+        finite: int = 0,
+        git: bool = False,
+        unknown: Sequence[bool] = (),
+    ) -> None:
+        """`unknown`: which demonstrations there are not, the wrong one (true), the right one (false)."""
         if fault not in FAULTS:
             raise ValueError(f"got fault={fault}; available: {', '.join(FAULTS)}")
         self.sandboxes, self.seed, self.fault = sandboxes, seed, fault
         self.last = ""
         self.judge = Judge() if fault == "unsound-gold" else None
         self.solved: set[str] = set()
-        self.finite, self.git = finite, git
+        self.finite, self.git, self.unknown = finite, git, unknown
         self.chance = random.Random(1)
 
     def size(self, split: Split) -> int | None:
@@ -127,7 +138,7 @@ class World:
         return Env(self, task)
 
     def demonstrate(self, task: Task, rng: random.Random, *, err: bool) -> list[Message]:
-        if self.fault == "no-gold" and not err:
+        if (self.fault == "no-gold" and not err) or err in self.unknown:
             raise ValueError("nobody knows")
         answer = int(task.hidden["answer"]) + (1 if err else 0)
         return [*task.messages, {"role": "assistant", "content": f"{answer}"}]
@@ -179,7 +190,7 @@ class Env:
             return Step(messages=({"role": "tool", "content": f"wrong; the answer is {self.task.hidden['answer']}"},))
         if self.fault == "no-step":
             return (True, [])
-        if self.fault in ("keeps", "needs-sandbox"):
+        if self.fault in ("keeps", "needs-sandbox", "late-sandbox"):
             self.sandbox = await self.world.sandboxes.acquire()
         return Step(done=True)
 
@@ -197,6 +208,8 @@ class Env:
                 solved = solved and self.world.chance.random() < 0.5
             case "any-of-two":
                 solved = solved or self.said.startswith(f"{answer} or")
+            case "silence-scores":
+                solved = solved or self.said == "..."
             case "strict":
                 solved = self.said == answer
             case "no-verdict":

@@ -54,6 +54,7 @@ EXPECTED = {
     "any-of-two": "exploit-passes",
     "strict": "honest-refused",
     "no-verdict": "wrong-verdict",
+    "silence-scores": "malformed-scores",
 }
 INSIDE = {
     "future": ("1 commit, 1 tree, 1 blob that HEAD does not reach", "stands in /work/deep/er/note"),
@@ -63,7 +64,7 @@ INSIDE = {
 SLOW = {"blocks": "never-ends", "blocks-in-task": "never-ends", "exits": "dies"}
 
 
-OF_EXPLOITS = {"exploit-passes", "honest-refused", "wrong-verdict"}
+OF_EXPLOITS = {"any-of-two", "strict", "no-verdict", "silence-scores"}
 
 
 def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -84,7 +85,7 @@ def test_a_sound_world_is_fit_and_the_result_has_hashes(tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize("fault", EXPECTED)
 def test_each_planted_fault_is_named(fault: str) -> None:
-    exploits = EXPECTED[fault] in OF_EXPLOITS
+    exploits = fault in OF_EXPLOITS
     result = heard(PLANTED, 4, 1.0 if fault == "hangs" else 60.0, exploits, fault=fault)
     assert {f["kind"] for f in result.faults} == {EXPECTED[fault]} <= set(KINDS), result.faults
     assert result.unfit_world() and all(f["words"] for f in result.faults), result.faults
