@@ -147,7 +147,7 @@ class Board:
             "why": self._why,
             "phase": self._phase,
             "pid": os.getpid(),
-            "process_began": _process_began(os.getpid()),
+            "process_began": process_began(os.getpid()),
             "host": socket.gethostname(),
             "began": self._began,
             "time": time.time(),
@@ -204,7 +204,7 @@ def read(folder: Path) -> dict[str, Any]:
     if condition == "running":
         late = facts["age_s"] > LATE_S
         here = facts["host"] == socket.gethostname()
-        if here and _process_began(facts["pid"]) != facts["process_began"]:
+        if here and process_began(facts["pid"]) != facts["process_began"]:
             condition = "gone"
         elif late:
             condition = "held up"
@@ -317,7 +317,7 @@ def _tail(path: Path) -> list[str]:
     return [line.rstrip()[:200] for line in lines if line.strip()][-LOG_LINES:]
 
 
-def _process_began(pid: int) -> int | None:
+def process_began(pid: int) -> int | None:
     """Clock ticks from boot to the start of a process, which tells it from a later one of its number; None where it is
     gone, 0 where the system does not say."""
     with suppress(OSError, IndexError, ValueError):

@@ -2,8 +2,9 @@
 
 With F what an honest failure gets and G what gold gets of the same task (where the task has none, the median of the
 world's), an attempt is paid where it gets more than F + margin (G - F). A hack is an empty answer, the prompt's echo or
-an exploit; the audit fails where one is paid, where a near miss that is wrong gets as much as gold, or where gold gets
-no more than an honest failure. Wrong attempts in earnest may be paid in part: that is what partial credit is for.
+an exploit; the audit fails where one is paid, where a near miss that is wrong gets as much as gold, where gold gets no
+more than an honest failure, and where gold or a whole kind of hack has no score. Wrong attempts in earnest may be paid
+in part: that is what partial credit is for.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 where a hack pays."""
-    from envs import find
-    from rl.lab import confusion, shapings
+    from rl.lab import confusion, hashes, shapings
     from rl.lab.document import save
     from rl.lab.show import show
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else Path("runs") / "lab" / f"audit-{confusion.name(found, chosen)}"
     played = asyncio.run(confusion.play(found, args.tasks))
     document = confusion.judge(played, chosen, args.margin, out.name)
-    document.hashes |= {f"world/{place.name}": find.digest(place.ref) for place in found}
+    document.hashes |= {f"world/{place.name}": hashes.world(place.ref, place.args) for place in found}
     save(document, out)
     print(f"{out / 'document.json'}; see it with: rl lab report {out}", file=sys.stderr)
     show(document, as_json=args.json)

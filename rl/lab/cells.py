@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl import config
+from rl import config, status
+from rl.lab import hashes
 from rl.lab.experiment import Cell
 
 TRAIN = (sys.executable, "-m", "rl.cli", "train")
@@ -28,7 +30,8 @@ TELL_S = 30.0
 STOP_S = 300.0
 """Longest that a cell may take to stop; then it is killed, and has lost what came after its last checkpoint."""
 STARVED_WAVES = 10
-"""A cell starves when so many times `train.groups` groups without an advantage came back since its last step."""
+"""A cell starves when so many times `train.groups` groups without an advantage came back one after another, and no step
+came of those before."""
 TRIES = 2
 """Of a cell, before it counts as failed."""
 
@@ -51,7 +54,8 @@ def begun(folder: Path) -> bool:
 
 
 def write(cells: Sequence[Cell]) -> None:
-    """Write each cell's configuration. Raises ValueError where a cell was begun under another one."""
+    """Write each cell's configuration, and digests of its code and data. Raises ValueError where a cell was begun under
+    another configuration, or, while some are to be played, with other code: they would not compare."""
     cells[0].written.parent.mkdir(parents=True, exist_ok=True)
     drafts = []
     for cell in cells:
@@ -66,8 +70,25 @@ def write(cells: Sequence[Cell]) -> None:
             raise ValueError(
                 f"{cell.folder} was begun under another {changed}; expected the same experiment, or a new name (name=…)"
             )
+    found = {cell.name: hashes.of_run(cell.settings) for cell in cells}
+    kept = [cell for cell in cells if begun(cell.folder) and _hashes(cell).is_file()]
+    for cell in kept if not all(done(cell.folder) for cell in cells) else []:
+        then, now = json.loads(_hashes(cell).read_text()), found[cell.name]
+        if other := [name for name in now if then.get(name) != now[name]]:
+            for draft in drafts:
+                draft.unlink()
+            raise ValueError(
+                f"{cell.folder} was begun with other code or data of {', '.join(other)}; expected the same, as cells "
+                "of both would not compare, or a new name (name=…)"
+            )
     for cell, draft in zip(cells, drafts, strict=True):
         draft.replace(cell.written)
+        if cell not in kept:
+            _hashes(cell).write_text(json.dumps(found[cell.name], indent=1) + "\n")
+
+
+def _hashes(cell: Cell) -> Path:
+    return cell.written.with_suffix(".hashes.json")
 
 
 def _changed(then: Any, now: Any) -> str:
@@ -191,26 +212,40 @@ class _Life:
 
     def over(self) -> bool:
         """True once no process works on the cell."""
-        if self.process is None:
-            return not self._taken()
-        if self.process.poll() is None and not self.starved and self._starves():
+        if not self._ended() and not self.starved and self._starves():
             self.say(f"{self.cell.name}: no group has an advantage any more; it is measured as it is")
             self.starved = True
             self.stop()
-            self.tries -= 1
+            self.tries -= self.process is not None
+        return self._ended()
+
+    def stop(self) -> None:
+        """Ask the trainer to save and stop, and wait until it has; also where an earlier lab started it."""
+        for sign in (signal.SIGINT, signal.SIGKILL):
+            if self._ended() or (pid := self._pid()) is None:
+                return
+            with suppress(ProcessLookupError):
+                os.kill(pid, sign)
+            until = time.monotonic() + STOP_S
+            while not self._ended() and time.monotonic() < until:
+                time.sleep(0.05)
+
+    def _ended(self) -> bool:
+        if self.process is None:
+            return not self._taken()
         self.code = self.process.poll()
         return self.code is not None
 
-    def stop(self) -> None:
-        """Ask the trainer to save and stop, and wait until it has."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+    def _pid(self) -> int | None:
+        """Of the trainer. One of an earlier lab wrote its number, and when it began, into the run folder."""
+        if self.process is not None:
+            return self.process.pid
+        with suppress(OSError, ValueError, KeyError):
+            told = json.loads((self.cell.folder / "status.json").read_text())
+            if status.process_began(told["pid"]) == told["process_began"]:
+                return int(told["pid"])
+        self.say(f"{self.cell.name}: the process of an earlier start is not known; it works on, and cannot be stopped")
+        return None
 
     def _taken(self) -> bool:
         """Some process holds the run's lock."""
@@ -225,13 +260,15 @@ class _Life:
         return False
 
     def _starves(self) -> bool:
+        """So many flat groups after the last that is useful, which waits for a batch or was trained on."""
         ledger = self.cell.folder / "ledger.db"
         if not ledger.is_file():
             return False
         with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True, timeout=60)) as db:
             sql = (
                 "select count(*) from lease where state = 'flat' "
-                "and step > (select coalesce(max(version), 0) from step)"
+                "and step > (select coalesce(max(version), 0) from step) "
+                "and id > (select coalesce(max(id), 0) from lease where state = 'played')"
             )
             (flat,) = db.execute(sql).fetchone()
         return bool(flat >= STARVED_WAVES * self.cell.settings.train.groups)

@@ -21,6 +21,7 @@ from rl.lab.plays import Played
 from rl.lab.progress import Bar
 from rl.lab.shapings import Shaping
 
+FAILING = ("hack-pays", "near-miss-pays", "gold-unpaid", "unscored", "no-gold")
 KINDS = ("gold", "honest", "near-miss", "wrong", "empty", "echo", "exploit")
 MOST_ATTEMPTS = 10
 IMAGE = "touchstone-sandbox:bookworm"
@@ -92,7 +93,7 @@ def judge(played: Sequence[Played], chosen: Sequence[Shaping], margin: float, na
     document.warnings = [w for (shaping, world), own in found.items() for w in _warnings(shaping, world, own, margin)]
     document.tables = [_confusion(found, margin), _hacks(found, margin)]
     document.attempts = _attempts(found, margin)
-    failing = {(w.about, w.name) for w in document.warnings if w.name in ("hack-pays", "near-miss-pays", "gold-unpaid")}
+    failing = {(w.about, w.name) for w in document.warnings if w.name in FAILING}
     document.figures = {
         "margin": margin,
         "attempts": len(played),
@@ -164,9 +165,14 @@ def _warnings(shaping: str, world: str, judged: Sequence[Judged], margin: float)
         found.append(Warned(name=name, about=shaping, text=f"{world}: {text}"))
 
     gold, failure = median(judged, "gold"), median(judged, "wrong")
-    if gold is None:
+    for kind in ("gold", *HACKS):
+        own = [one for one in judged if one.played.plan.kind == kind]
+        if own and all(one.score is None for one in own):
+            why = next((one.played.episode.error for one in own if one.played.episode.error), "no reward applies")
+            warn("unscored", f"none of {len(own)} attempts of the kind {kind} has a score: {why.strip()[-160:]}")
+    if gold is None and not any(one.played.plan.kind == "gold" for one in judged):
         warn("no-gold", "no right attempt is known, so nothing can be compared with it")
-    elif failure is not None and gold <= failure + TINY:
+    elif gold is not None and failure is not None and gold <= failure + TINY:
         warn("gold-unpaid", f"gold gets {gold:.3g}, and an honest failure {failure:.3g}")
     for name, kinds in (("hack-pays", HACKS), ("near-miss-pays", ("near-miss",))):
         paid = [one for one in judged if one.played.plan.kind in kinds and one.fails(margin)]

@@ -40,6 +40,13 @@ class HeldOut:
     def true(self) -> float:
         return statistics.fmean(self.worlds.values())
 
+    @property
+    def variance(self) -> float:
+        """Of `true`, by the draw of its attempts alone. Never 0: one more of each kind is taken as seen."""
+        n = self.n / len(self.worlds)
+        shares = [(n * share + 1) / (n + 2) for share in self.worlds.values()]
+        return statistics.fmean(share * (1 - share) for share in shares) / self.n
+
 
 @dataclass(slots=True, kw_only=True)
 class Curve:
@@ -57,6 +64,8 @@ class Curve:
     after: HeldOut
     starved: bool = False
     """It ended early: no group had an advantage any more."""
+    compares: tuple[str, ...] = ()
+    """Parts of the shaping that compare the attempts of a group: what they pay is not the same between groups."""
 
 
 def smoothed(values: Sequence[float], span: int = SMOOTH_STEPS) -> list[float]:
@@ -88,10 +97,11 @@ def collapsed(curve: Curve) -> bool:
 def gap(curve: Curve, proxy: float, true: float) -> float | None:
     """How much more the proxy has gained than the truth, each in deviations of an attempt at the start.
 
-    So it is 0 for a proxy that is the truth, whatever its scale, and None for one that did not vary at the start.
+    So it is 0 for a proxy that is the truth, whatever its scale, and None for one that did not vary at the start, or
+    that compares the attempts of a group.
     """
     start = curve.before
-    if min(start.proxy_deviation, start.true_deviation) < TINY:
+    if curve.compares or min(start.proxy_deviation, start.true_deviation) < TINY:
         return None
     return (proxy - start.proxy) / start.proxy_deviation - (true - start.true) / start.true_deviation
 
@@ -137,14 +147,15 @@ def figures(shapings: Mapping[str, Sequence[Curve]], reference: str, threshold: 
     steps = max((len(curve.steps) for curves in shapings.values() for curve in curves), default=0)
     found = {name: _of(curves, level, steps) for name, curves in shapings.items()}
     others = [name for name in shapings if name != reference]
-    for measure, read in _MEASURES.items():
-        rows = {
-            name: intervals.paired(read(found[name]), read(found[reference])) for name in others
-        }  # by seed, on the same tasks
-        raised = intervals.holm([row.p for row in rows.values()])
-        for (name, row), p in zip(rows.items(), raised, strict=True):
-            against = found[name].setdefault("against", {})
-            against[measure] = {**asdict(row), "p_holm": p, "different": p <= intervals.LEVEL}
+    rows = {name: _against(shapings[name], shapings[reference]) for name in others}
+    raised = intervals.holm([row.p for row in rows.values()])
+    for (name, row), p in zip(rows.items(), raised, strict=True):
+        areas = intervals.paired(found[name]["area"]["by_seed"], found[reference]["area"]["by_seed"])
+        shown = {"n": areas.n, "difference": areas.difference, "low": areas.low, "high": areas.high}
+        found[name]["against"] = {
+            "final": {**asdict(row), "p_holm": p, "different": p <= intervals.LEVEL},
+            "area": {**shown, "p": None, "p_holm": None, "p_signs": None, "different": None},  # one measure is tested
+        }
     return {
         "reference": reference,
         "threshold": level,
@@ -153,10 +164,11 @@ def figures(shapings: Mapping[str, Sequence[Curve]], reference: str, threshold: 
     }
 
 
-_MEASURES: dict[str, Callable[[Mapping[str, Any]], list[float]]] = {
-    "final": lambda of: of["final"]["by_seed"],
-    "area": lambda of: of["area"]["by_seed"],
-}
+def _against(ours: Sequence[Curve], theirs: Sequence[Curve]) -> intervals.Compared:
+    """Of held-out success at the end, by seed, on the same tasks."""
+    here, there = ([curve.after.true for curve in curves] for curves in (ours, theirs))
+    error = math.sqrt(sum(statistics.fmean(curve.after.variance for curve in curves) for curves in (ours, theirs)))
+    return intervals.paired(here, there, error)
 
 
 def _of(curves: Sequence[Curve], level: float, steps: int) -> dict[str, Any]:
@@ -164,10 +176,11 @@ def _of(curves: Sequence[Curve], level: float, steps: int) -> dict[str, Any]:
     areas = [area(curve, steps) for curve in curves]
     ends = [gap(curve, curve.after.proxy, curve.after.true) for curve in curves]
     known = [end for end in ends if end is not None]
-    worlds = curves[0].after.worlds
+    worlds, compares = curves[0].after.worlds, list(curves[0].compares)
     return {
         "start": statistics.fmean(curve.before.true for curve in curves),
         "final": {
+            "mean": statistics.fmean(curve.after.true for curve in curves),
             "iqm": final.mean,
             "low": final.low,
             "high": final.high,
@@ -179,9 +192,10 @@ def _of(curves: Sequence[Curve], level: float, steps: int) -> dict[str, Any]:
         "collapse_rate": statistics.fmean(collapsed(curve) for curve in curves),
         "collapsed_seeds": [curve.seed for curve in curves if collapsed(curve)],
         "proxy": {
-            "start": statistics.fmean(curve.before.proxy for curve in curves),
-            "end": statistics.fmean(curve.after.proxy for curve in curves),
+            "start": None if compares else statistics.fmean(curve.before.proxy for curve in curves),
+            "end": None if compares else statistics.fmean(curve.after.proxy for curve in curves),
         },
+        "compares": compares,
         "gap": asdict(intervals.mean_interval(known)) if len(known) == len(ends) else None,
         "parted_step": parted(curves),
         "steps": [len(curve.steps) for curve in curves],
@@ -202,6 +216,6 @@ def _to_threshold(curves: Sequence[Curve], level: float) -> dict[str, Any]:
         "reached": sum(at is not None for at in places),
         "of": len(places),
         "steps": median(lambda curve: curve.steps),
-        "tokens": median(lambda curve: curve.tokens),
+        "trained_tokens": median(lambda curve: curve.tokens),
         "seconds": median(lambda curve: curve.seconds),
     }

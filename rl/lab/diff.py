@@ -1,7 +1,7 @@
 """`rl lab diff`: what differs between two documents of one kind, and from which other things that may come.
 
-Tables are compared by title, their rows by their words (the columns that hold no numbers), all else by name. Whether
-a difference is more than chance is not said here: only intervals can tell.
+Tables are compared by title, their rows by their words (the first columns that hold text only), all else by name.
+Whether a difference is more than chance is not said here: only intervals can tell.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,12 @@ def _tables(a: Sequence[Table], b: Sequence[Table]) -> dict[str, dict[str, Any]]
 
 
 def _words(a: Table, b: Table) -> set[str]:
-    """Columns by which rows are known: those of both tables that hold text only; the first where there is none."""
+    """Columns by which rows are known: those before the first that holds anything but text; the
+    first column in any case."""
     shared = [column for column in a.columns if column in b.columns]
     cells = {column: [row[table.columns.index(column)] for table in (a, b) for row in table.rows] for column in shared}
-    named = {column for column, held in cells.items() if held and all(isinstance(cell, str) for cell in held)}
-    return named or set(shared[:1])
+    text = takewhile(lambda column: all(isinstance(cell, str) for cell in cells[column]), shared)
+    return set(text if any(cells.values()) else ()) or set(shared[:1])
 
 
 def _rows(table: Table, words: set[str]) -> dict[str, dict[str, Any]]:

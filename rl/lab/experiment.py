@@ -31,6 +31,8 @@ KEYS = ("name", "base", "overrides", "seeds", "shapings", "reference", "threshol
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 TRUE = "outcome"
 """The reward that is the true score: logged in every cell, with weight 0 where the shaping does not pay it."""
+OTHER = "true_outcome"
+"""Its name where the shaping calls another reward so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +106,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         raise ConfigError(f"{path}: unknown key {unknown[0]}; {hint}")
     if missing := [key for key in ("base", "seeds", "shapings") if not given.get(key)]:
         raise ConfigError(f"{path} has no {', '.join(missing)}; expected base, seeds and shapings")
+    of_cells = [*_texts(path, "overrides", given), *(word for word in overrides if word not in own)]
     for key in ("seed", "rewards", "algorithm"):
-        if any(word.partition("=")[0].split(".")[0] == key for word in overrides):
+        if any(word.partition("=")[0].split(".")[0] == key for word in of_cells):
             raise ConfigError(f"{key} is what the cells differ in; give it in {path}, as seeds or under shapings")
-    base = config.load(
-        str(given["base"]), [*_texts(path, "overrides", given), *(word for word in overrides if word not in own)]
-    )
+    base = config.load(str(given["base"]), of_cells)
+    for number, stage in enumerate(base.stages):
+        if stage.rewards:
+            raise ConfigError(
+                f"{given['base']}: stages[{number}].rewards would stand over every shaping; expected stages of worlds "
+                "and filters only"
+            )
     shapings = _shapings(path, given["shapings"])
     experiment = Experiment(
         name=_named(path, str(given.get("name", path.stem))),
@@ -156,7 +163,7 @@ def _shaping(path: Path, name: str, value: Any) -> Shaping:
     if algorithm is not None and (not isinstance(algorithm, dict) or set(algorithm) - set(known)):
         raise ConfigError(f"{path}: shaping {name} has algorithm {algorithm!r}; available: {', '.join(known)}")
     if not any(settings.get("reward", part) == TRUE for part, settings in rewards.items()):
-        rewards[TRUE] = {"weight": 0.0}
+        rewards |= {TRUE: {"weight": 0.0}} if TRUE not in rewards else {OTHER: {"reward": TRUE, "weight": 0.0}}
     return Shaping(rewards, None if algorithm is None else AlgorithmConfig(**algorithm))
 
 

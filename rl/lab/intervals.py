@@ -6,7 +6,9 @@ Two shapings are called different where a paired t test over seeds, corrected fo
 (Holm), comes to at most `LEVEL`. A test at 0.05 calls 5 of 100 identical pairs different on average, so it breaks a
 promise of "at most 5 of 100" four times out of ten; at 0.025 it keeps it in 96 % of the hundreds. Neither a bootstrap
 (with 5 seeds its 95 % interval misses the truth 16 % of the time) nor an exact sign-flip test (with 5 pairs it
-cannot go below 1/16) can decide this; both are given beside it.
+cannot go below 1/16) can decide this; both are given beside it. The t test takes the spread over seeds as it is found,
+and with few seeds and coarse measurements it is found to be zero by chance, where every difference is certain: so the
+spread is never taken as smaller than the error of the measurements, where that is known.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ LEVEL = 0.025
 CONFIDENCE = 0.95
 """Of every interval."""
 DRAWS = 5_000
-LEAST_SEEDS = 3
+LEAST_SEEDS = 5
 """Fewer pairs are never called different."""
 EXACT_SEEDS = 14
 """With more pairs than this the sign flips are drawn, not enumerated."""
@@ -89,8 +91,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> Compared:
-    """`ours` minus `theirs`, one value a seed in the same order."""
+def paired(ours: Sequence[float], theirs: Sequence[float], error: float = 0.0) -> Compared:
+    """`ours` minus `theirs`, one value a seed in the same order. `error`: the standard error of one such difference by
+    its measurements alone; 0 where it is not known."""
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     around = mean_interval(differences)
     return Compared(
@@ -98,17 +101,17 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Compared:
         difference=around.mean,
         low=around.low,
         high=around.high,
-        p=_t_test(differences),
+        p=_t_test(differences, error),
         p_signs=sign_flip(differences),
     )
 
 
-def _t_test(differences: Sequence[float]) -> float:
+def _t_test(differences: Sequence[float], error: float) -> float:
     count = len(differences)
     mean = statistics.fmean(differences)
     if count < LEAST_SEEDS or abs(mean) < TINY:
         return 1.0
-    spread = statistics.stdev(differences)
+    spread = max(statistics.stdev(differences), error)
     return 1.0 - student(math.inf if spread < TINY else abs(mean) / spread * math.sqrt(count), count - 1)
 
 

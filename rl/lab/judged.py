@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from rl.lab import scoring
+from rl.lab import scoring, shapings
 from rl.lab.measures import ranks
 from rl.lab.plays import Played
 from rl.lab.shapings import Shaping
@@ -60,12 +60,41 @@ def scored(played: Sequence[Played], shaping: Shaping) -> list[Judged]:
         for one in judged:
             one.gold, one.failure = gold, failure
         found += judged
+    if shapings.compares(shaping.rewards):
+        for one in found:
+            if one.played.plan.kind in HACKS and one.score is not None:
+                _again(one, groups, shaping)
     gold, failure = median(found, "gold"), median(found, "wrong")
     failure = median(found, "empty") if failure is None else failure
     for one in found:
         one.gold = gold if one.gold is None else one.gold
         one.failure = failure if one.failure is None else one.failure
     return found
+
+
+def _again(one: Judged, groups: Mapping[str, Sequence[Played]], shaping: Shaping) -> None:
+    """Under rewards that compare, a hack's score is what it gets beside gold and an honest failure, and nothing else:
+    of its own task, or where there is none, of another of the world."""
+    own = groups[one.played.plan.group]
+    beside = [_of(kinds, own, *groups.values()) for kinds in (("gold", "honest"), ("wrong",))]
+    if not beside[0]:
+        return
+    trial = [Member(Trajectory(), played.episode) for played in (one.played, *beside[0], *beside[1])]
+    scoring.score(trial, shaping)
+    values = [member.score.value if member.score else None for member in trial]
+    right = 1 + len(beside[0])
+    one.score = values[0]
+    for name, known in (("gold", values[1:right]), ("failure", values[right:])):
+        if scores := [value for value in known if value is not None]:
+            setattr(one, name, statistics.median(scores))
+
+
+def _of(kinds: Sequence[str], *groups: Sequence[Played]) -> list[Played]:
+    """Attempts of these kinds in the first group that has some."""
+    for group in groups:
+        if own := [played for played in group if played.plan.kind in kinds and played.episode.outcome.valid]:
+            return own
+    return []
 
 
 def median(judged: Sequence[Judged], *kinds: str) -> float | None:

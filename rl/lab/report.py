@@ -24,9 +24,16 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else (source if source.is_dir() else source.parent) / "report.html"
     if out.suffix != ".html":
         raise ValueError(f"got --out {out}; expected a name that ends in .html")
+    beside = out.with_suffix(".json")
+    if beside.is_file():
+        try:
+            load(beside)
+        except ValueError as error:
+            raise ValueError(
+                f"--out {out} would replace {beside.name} beside it, which is another file: {error}"
+            ) from None
     pictures = write(document, (source / "document.json" if source.is_dir() else source).read_bytes(), out)
-    beside = f"{out.with_suffix('.json').name} and {len(pictures)} plots" if pictures else out.with_suffix(".json").name
-    print(f"{out}; beside it {beside}")
+    print(f"{out}; beside it {beside.name}" + (f" and {len(pictures)} plots" if pictures else ""))
     return 0
 
 

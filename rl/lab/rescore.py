@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from envs import find
 from rl import config
-from rl.lab import scoring, warn
+from rl.lab import hashes, scoring, warn
 from rl.lab.document import Attempt, Document, Plot, Series, Table, save
 from rl.lab.measures import Array, Attempts, Shaped, agreement, measure, ranks_in_groups
 from rl.lab.progress import Bar
@@ -54,7 +53,8 @@ def score(
             f"there are no attempts in {', '.join(map(str, folders))}; expected groups played to their end"
         )
     out = out or Path(runs[0].settings.runs) / "lab" / f"score-{_name(folders, chosen)}"
-    found = _score(chunks, chosen, out / "parts", processes)
+    parts = out / f".parts-{_name(folders, chosen)}"
+    found = _score(chunks, chosen, parts, processes)
     attempts, shaped = scoring.columns(found, chosen)
     _refuse(found, attempts, shaped)
     document = Document(kind="score", name=out.name, hashes=_hashes(runs, chunks, chosen))
@@ -68,7 +68,7 @@ def score(
     document.figures["seconds"] = round(time.monotonic() - began, 2)
     document.tables, document.plots = _tables(document.figures), _plots(document.figures)
     save(document, out)
-    shutil.rmtree(out / "parts")
+    shutil.rmtree(parts)
     print(f"{out / 'document.json'}; see it with: rl lab report {out}", file=sys.stderr)
     return document
 
@@ -209,7 +209,10 @@ def _hashes(runs: Sequence[Stored], chunks: Sequence[Chunk], chosen: Sequence[Sh
     for one, label in zip(runs, _labels(runs), strict=True):
         found[f"run/{label}"] = _hash("".join(chunk.digest for chunk in chunks if chunk.run == str(one.folder)))
         found[f"config/{label}"] = _hash(json.dumps(config.plain(one.settings), sort_keys=True))
-        found |= {f"world/{name}": find.digest(one.settings.plays(name)) for name in one.settings.worlds}
+        found |= {
+            f"world/{name}": hashes.world(one.settings.plays(name), own.args)
+            for name, own in one.settings.worlds.items()
+        }
     return found | {f"reward/{shaping.name}": shaping.digest for shaping in chosen}
 
 

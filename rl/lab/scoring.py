@@ -27,6 +27,7 @@ import numpy as np
 import rewards
 from rl import filters
 from rl.algorithms import Algorithm
+from rl.lab import hashes
 from rl.lab.measures import Attempts, Shaped
 from rl.lab.shapings import Shaping
 from rl.lab.stored import Chunk, Stored
@@ -70,15 +71,9 @@ def key(chunk: Chunk, shapings: Sequence[Shaping]) -> str:
     return hashlib.sha256(whole.encode()).hexdigest()[:24]
 
 
-@cache
 def code() -> str:
     """Hex digest over the sources that decide a score or an advantage."""
-    root, whole = Path(rewards.__file__).parent.parent, hashlib.sha256()
-    for name in CODE:
-        place = root / name
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            whole.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return whole.hexdigest()[:16]
+    return hashes.code(*CODE)
 
 
 def _each(chunks: Sequence[Chunk], shapings: Sequence[Shaping], processes: int) -> Iterator[tuple[Chunk, Found]]:
@@ -170,12 +165,14 @@ def _write(column: dict[str, Any], group: Group, shaping: Shaping, rule: Algorit
     column["lost"] = dict(Counter(column["lost"]) + Counter(shape(group, shaping, rule)))
     column["pays_turns"] |= any(member.score.turns for member in kept if member.score)
     column["credits_turns"] |= any(member.turn_advantages for member in kept)
-    parts = added([member.score for member in kept if member.score], shaping)
+    known = [(id(member), member.score) for member in earned if member.score]
+    shares = added([score for _, score in known], shaping)  # normalised over all of them, as the score was
+    parts = {member: share for (member, _), share in zip(known, shares, strict=True)}
     for member in kept:
         column["score"].append(None if member.score is None else member.score.value)
         column["advantage"].append(member.advantage)
         column["teaches"].append(member.teaches)
-        column["parts"].append({} if member.score is None else next(parts))
+        column["parts"].append(parts.get(id(member), {}))
     for member in earned:
         member.score = NO_SCORE
 

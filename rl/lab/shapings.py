@@ -8,14 +8,15 @@ One YAML file each, named by its stem.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import rewards
 from rl import algorithms, config
+from rl.lab import hashes
 
 KEYS = ("rewards", "algorithm")
 
@@ -28,7 +29,7 @@ class Shaping:
     """Empty for that of the run."""
     knobs: dict[str, Any] | None = None
     digest: str = ""
-    """Of the file."""
+    """Of the file, and of the files that its rewards' arguments name."""
 
     def rule(self, settings: config.RunConfig) -> algorithms.Algorithm:
         """What sets the advantages of a run's groups under this shaping."""
@@ -41,6 +42,16 @@ class Shaping:
 
     def gates(self) -> list[str]:
         return [name for name, settings in self.rewards.items() if settings.get("gate")]
+
+
+def compares(parts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Parts that count and depend on the other attempts of the group."""
+    found = []
+    for name, settings in parts.items():
+        of_groups = hasattr(importlib.import_module(f"rewards.{settings.get('reward', name)}"), "group")
+        if (settings.get("normalise") or of_groups) and settings.get("weight", 1.0) != 0:
+            found.append(name)
+    return tuple(found)
 
 
 def load(paths: Sequence[str]) -> list[Shaping]:
@@ -66,7 +77,7 @@ def read(path: Path) -> Shaping:
         raise ValueError(f"{path} has algorithm {algorithm!r}; expected name and args")
     if algorithm:
         algorithms.load(algorithm["name"], **(algorithm.get("args") or {}))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    digest = hashes.digest(path.read_bytes(), hashes.data(parts).encode())
     return Shaping(path.stem, parts, algorithm.get("name", ""), algorithm.get("args") or {}, digest)
 
 

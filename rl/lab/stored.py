@@ -135,19 +135,23 @@ class Stored:
         }
 
     def _tables(self, leases: Sequence[int]) -> Iterator[pa.Table]:
-        """The rows of these leases, from shards and from the ledger."""
+        """The rows of these leases, from shards and from the ledger, asked for at once: a run that goes on moves rows
+        from one to the other. Raises ValueError where a shard has not what the ledger says."""
         marks = ",".join("?" * len(leases))
         where = f"where purpose = 'train' and lease in ({marks})"
-        shards = self._db.execute(f"select distinct shard from episode {where} and shard is not null", tuple(leases))
+        rows = self._db.execute(f"select shard, row from episode {where}", tuple(leases)).fetchall()
+        held = [row for _, row in rows if row is not None]
         columns = [*NEEDED, *TOKENS]
         wanted = pa.array(leases, pa.int64())
-        for (shard,) in shards.fetchall():
+        for shard in sorted({shard for shard, _ in rows if shard is not None}):
             table = pq.read_table(self.folder / "episodes" / f"{shard:05d}.parquet", columns=columns)
             own = pc.and_(pc.is_in(table["lease"], wanted), pc.equal(table["purpose"], "train"))
-            yield table.filter(own)
-        held = self._db.execute(f"select row from episode {where} and row is not null", tuple(leases)).fetchall()
+            table = table.filter(own)
+            if len(table) != (told := sum(place == shard for place, _ in rows)):
+                raise ValueError(f"shard {shard} of {self.folder} has {len(table)} of these attempts; expected {told}")
+            yield table
         if held:
-            yield pa.Table.from_batches([unpack(row) for (row,) in held]).select(columns)
+            yield pa.Table.from_batches([unpack(row) for row in held]).select(columns)
 
     def _task(self, episode: Episode, lease: Granted) -> Task:
         """The task again, whole. Raises ValueError where it is another."""

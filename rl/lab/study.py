@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sqlite3
@@ -15,10 +14,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-import rewards
 from rl import config
-from rl.check import result as results
-from rl.lab import curves
+from rl.lab import curves, hashes, shapings
 from rl.lab.curves import Curve, HeldOut
 from rl.lab.document import Attempt, Document, Warned
 from rl.lab.experiment import Cell, Experiment
@@ -56,6 +53,7 @@ def read(cell: Cell) -> Curve:
         proxy=proxy,
         before=before,
         after=after,
+        compares=shapings.compares(cell.settings.rewards),
         starved=len(rows) < budget.steps and not (budget.tokens and rows and rows[-1]["tokens"] >= budget.tokens),
     )
 
@@ -67,7 +65,7 @@ def document(experiment: Experiment, cells: Sequence[Cell]) -> Document:
     for cell in cells:
         of[cell.shaping].append(read(cell))
     found = curves.figures(of, experiment.reference, experiment.threshold)
-    warned = warnings(found)
+    warned = [*told(experiment), *warnings(found)]
     return Document(
         kind="train",
         name=experiment.name,
@@ -78,6 +76,23 @@ def document(experiment: Experiment, cells: Sequence[Cell]) -> Document:
         warnings=warned,
         attempts=_paid_though_wrong(cells, warned),
     )
+
+
+def told(experiment: Experiment) -> list[Warned]:
+    """What a reader should know of the base."""
+    base = experiment.base
+    chosen = [
+        name
+        for name, world in base.worlds.items()
+        if world.difficulty.active or any("difficulty" in stage.worlds.get(name, {}) for stage in base.stages)
+    ]
+    if not chosen:
+        return []
+    text = (
+        f"Tasks of {', '.join(chosen)} are drawn by difficulty, so by what each cell's policy solves: cells of one "
+        "seed draw from one stream, but pass over different tasks of it."
+    )
+    return [Warned(name="tasks-by-difficulty", about="", text=text)]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -146,26 +161,17 @@ def _hashes(experiment: Experiment, first: Cell) -> dict[str, str]:
     plain = config.plain(first.settings)
     base = {key: value for key, value in plain.items() if key not in ("name", "seed", "runs", "rewards", "algorithm")}
     base["policy"] = {**base["policy"], "model": ""}
-    found = {"config": _digest(json.dumps(base, sort_keys=True).encode())}
+    found = {"config": hashes.digest(json.dumps(base, sort_keys=True).encode())}
     if first.settings.policy.model:
         weights = sorted(Path(first.settings.policy.model).glob("*.safetensors"))
-        found["start"] = _digest(*(path.read_bytes() for path in weights))
+        found["start"] = hashes.digest(*(path.read_bytes() for path in weights))
     for name, shaping in experiment.shapings.items():
         algorithm = config.plain(shaping.algorithm or experiment.base.algorithm)
-        found[f"reward/{name}"] = _digest(json.dumps([shaping.rewards, algorithm], sort_keys=True).encode())
-    code = sorted(Path(rewards.__file__).parent.glob("*.py"))
-    found["rewards"] = _digest(*(path.name.encode() + path.read_bytes() for path in code))
-    for name, world in experiment.base.worlds.items():
-        inputs = results.inputs(experiment.base.plays(name), world.args)
-        found[f"world/{name}"] = _digest(json.dumps([inputs, world.args], sort_keys=True, default=str).encode())
-    return found
-
-
-def _digest(*parts: bytes) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(part + b"\0")
-    return whole.hexdigest()[:16]
+        whole = [shaping.rewards, algorithm, hashes.data(shaping.rewards)]
+        found[f"reward/{name}"] = hashes.digest(json.dumps(whole, sort_keys=True).encode())
+    played = hashes.of_run(first.settings)
+    del played["data"]  # by shaping
+    return found | played
 
 
 def _paid_though_wrong(cells: Sequence[Cell], warned: Sequence[Warned]) -> list[Attempt]:

@@ -20,21 +20,34 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     return [
         Table(
             title="Shapings",
-            columns=["shaping", "start", "final", "low", "high", "area", "area low", "area high", "collapse"],
+            columns=["shaping", "start", "end", "final", "low", "high", "area", "area low", "area high", "collapse"],
             rows=[_success(name, row) for name, row in of.items()],
             note=(
-                f"True success over {seeds} seeds. Start and final: held out; final is the interquartile mean over "
-                f"seeds and worlds, with {intervals.CONFIDENCE:.0%} bootstrap bounds over seeds. Area: mean height of "
+                f"True success over {seeds} seeds. Start, end and final: held out; end is the plain mean, which is "
+                f"what is tested against {found['reference']}; final is the interquartile mean over seeds and worlds, "
+                f"with {intervals.CONFIDENCE:.0%} bootstrap bounds over seeds. Area: mean height of "
                 "the true curve over the steps. Collapse: share of seeds that ended below their start (by two standard "
                 "errors) or below half of their best."
             ),
         ),
         Table(
             title="Speed, and what was paid",
-            columns=["shaping", "reached", "steps", "tokens", "seconds", "proxy", "gap", "low", "high", "parts at"],
+            columns=[
+                "shaping",
+                "reached",
+                "steps",
+                "trained tokens",
+                "seconds",
+                "proxy",
+                "gap",
+                "low",
+                "high",
+                "parts at",
+            ],
             rows=[_drift(name, row) for name, row in of.items()],
             note=(
-                f"Reached: seeds whose true curve came to {found['threshold']:.2f}; steps, tokens, seconds: medians "
+                f"Reached: seeds, of {seeds}, whose true curve came to {found['threshold']:.2f}; steps, trained tokens "
+                "(those of groups without an advantage are not among them), seconds: medians "
                 "until then, empty where half of the seeds never came there. Proxy: what the shaping paid at the end. "
                 "Gap: what the proxy gained more than the truth, each in deviations of an attempt at the start; parts "
                 "at: the step from which on the gap stays above zero."
@@ -50,8 +63,9 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             ],
             note=(
                 f"Paired by seed: the same tasks, the same start. Different: the paired t test, corrected for the "
-                f"number of shapings, is at most {intervals.LEVEL}. The sign-flip test is exact; with {seeds} pairs it "
-                f"cannot go below {2 / 2**seeds:.3g}."
+                f"number of shapings, is at most {intervals.LEVEL}; its spread is never taken as smaller than the "
+                "error of the measurements. Only the mean end is tested; the area is shown with its interval. The "
+                f"sign-flip test is exact; with {seeds} pairs it cannot go below {2 / 2**seeds:.3g}."
             ),
         ),
         Table(
@@ -65,19 +79,18 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
 
 def _success(name: str, row: Mapping[str, Any]) -> list[str | float | int | bool | None]:
     final, area = row["final"], row["area"]
-    bounds = (final["iqm"], final["low"], final["high"], area["mean"], area["low"], area["high"])
+    bounds = (final["mean"], final["iqm"], final["low"], final["high"], area["mean"], area["low"], area["high"])
     return [name, row["start"], *bounds, row["collapse_rate"]]
 
 
 def _drift(name: str, row: Mapping[str, Any]) -> list[str | float | int | bool | None]:
     took, around = row["to_threshold"], row["gap"] or {}
-    reached = f"{took['reached']} of {took['of']}"
     gap = (around.get("mean"), around.get("low"), around.get("high"))
     return [
         name,
-        reached,
+        took["reached"],
         took["steps"],
-        took["tokens"],
+        took["trained_tokens"],
         took["seconds"],
         row["proxy"]["end"],
         *gap,
@@ -149,7 +162,7 @@ def warnings(found: Mapping[str, Any]) -> list[Warned]:
     warned = []
     seeds, reference = found["seeds"], found["reference"]
     if len(seeds) < intervals.LEAST_SEEDS:
-        text = f"{len(seeds)} seeds say nothing about differences; expected at least {intervals.LEAST_SEEDS}, better 5."
+        text = f"{len(seeds)} seeds say nothing about differences; expected at least {intervals.LEAST_SEEDS}."
         warned.append(Warned(name="few-seeds", about="", text=text))
     for name, row in found["shapings"].items():
         around, against = row["gap"], row.get("against", {}).get("final")
@@ -157,7 +170,7 @@ def warnings(found: Mapping[str, Any]) -> list[Warned]:
         if around and around["low"] is not None and around["low"] > TINY and (below or row["collapse_rate"] >= 0.5):
             text = (
                 f"Its proxy gained {around['mean']:.2f} deviations more than the truth, which ended at "
-                f"{row['final']['iqm']:.2f}, with {reference} at {found['shapings'][reference]['final']['iqm']:.2f}."
+                f"{row['final']['mean']:.2f}, with {reference} at {found['shapings'][reference]['final']['mean']:.2f}."
             )
             warned.append(Warned(name="reward-hacked", about=name, text=text))
         if row["collapsed_seeds"]:
@@ -166,7 +179,13 @@ def warnings(found: Mapping[str, Any]) -> list[Warned]:
         if row["starved_seeds"]:
             text = f"Under seeds {_listed(row['starved_seeds'])} no group had an advantage any more; they ended early."
             warned.append(Warned(name="starved", about=name, text=text))
-        if around is None:
+        if row["compares"]:
+            text = (
+                f"Its parts {', '.join(row['compares'])} compare the attempts of a group, so what it pays on held-out "
+                "tasks, one attempt each, is no proxy: it has no gap, and whether it was hacked is not said here."
+            )
+            warned.append(Warned(name="proxy-not-comparable", about=name, text=text))
+        elif around is None:
             text = "Its proxy did not vary over attempts at the start, so its gap has no unit."
             warned.append(Warned(name="no-spread", about=name, text=text))
     return warned

@@ -72,9 +72,9 @@ class Env:
 OUTCOME = "rewards: {outcome: {}}"
 
 
-def audited(folder: Path, texts: dict[str, str], **args: bool) -> Document:
+def audited(folder: Path, texts: dict[str, str], source: str = SUMS, **args: bool) -> Document:
     file = folder / "sums.py"
-    file.write_text(SUMS)
+    file.write_text(source)
     world = worlds.build(str(file), None, args)  # type: ignore[arg-type]
     played = asyncio.run(play_world(Place("sums", str(file), args), world, 3))
     files = [shaping(folder, name, text) for name, text in texts.items()]
@@ -143,6 +143,24 @@ def test_what_the_machinery_loses_is_counted_as_lost_and_not_as_unpaid(tmp_path:
     document = audited(tmp_path, {"honest": OUTCOME}, broken=True)
     kinds = document.figures["shapings"]["honest"]["worlds"]["sums"]["kinds"]
     assert kinds["empty"]["lost"] == 3 == document.figures["lost"] and kinds["empty"]["wrong_unpaid"] == 0
+    assert told(document, "honest") == {"unscored"} and document.figures["failed"] == ["honest"]
+    assert any("none of 3 attempts of the kind empty has a score" in warned.text for warned in document.warnings)
+
+
+def test_an_audit_in_which_nothing_can_be_compared_does_not_pass(tmp_path: Path) -> None:
+    lost = audited(tmp_path, {"honest": OUTCOME}, SUMS.replace("if self.world.broken and not action", "if True"))
+    assert told(lost, "honest") == {"unscored"} and lost.figures["failed"] == ["honest"]
+    mute = SUMS.replace('said = str(int(task.hidden["answer"]) + 5 * err)', "raise ValueError")
+    mute = mute.replace('honest=("17",)', "honest=()").replace('"answer": str(index + 4)', '"answer": [index + 4]')
+    assert told(audited(tmp_path, {"honest": OUTCOME}, mute), "honest") == {"no-gold"}
+
+
+def test_a_hack_alone_in_its_group_is_judged_beside_gold_and_a_failure(tmp_path: Path) -> None:
+    alone = SUMS.replace('honest=("17",)', "honest=()")
+    z = "rewards: {outcome: {normalise: true}, format: {pattern: please, weight: 3, normalise: true}}"
+    document = audited(tmp_path, {"bad": z, "good": "rewards: {outcome: {normalise: true}}"}, alone)
+    assert told(document, "bad") == {"hack-pays"} and told(document, "good") == set()
+    assert document.figures["shapings"]["bad"]["worlds"]["sums"]["hacks_paid"] == ["exploit hedge"]
 
 
 def test_edits_of_the_gold_change_the_last_action_that_they_can() -> None:

@@ -67,6 +67,19 @@ def test_columns_and_rows_of_one_name_are_kept_apart() -> None:
     assert rows["1"]["value"] == {"a": None, "b": 3.0}, "no difference to what is missing"
 
 
+def test_a_figure_in_words_does_not_make_another_row() -> None:
+    one, two = samples.toy(), samples.toy()
+    for document, reached in ((one, "5 of 5"), (two, "4 of 5")):
+        rows: list[list[str | float | int | bool | None]] = [["length", "math", 0.5, reached]]
+        document.tables = [Table(title="t", columns=["shaping", "world", "end", "reached"], rows=rows)]
+    changed = diff.facts(one, two)["tables"]["t"]
+    assert changed == {
+        "rows": {"length, math": {"reached": {"a": "5 of 5", "b": "4 of 5"}}},
+        "only_a": [],
+        "only_b": [],
+    }
+
+
 def test_for_people_and_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = samples.train(), samples.train()
     b.figures["seconds"] = 6000.0

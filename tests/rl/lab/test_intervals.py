@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rl.lab import curves, intervals
+from rl.lab import curves, intervals, tables
 from rl.lab.curves import Curve, HeldOut
 
 SEEDS = 5
@@ -24,7 +24,9 @@ def held_out(true: float, *, proxy: float | None = None, n: int = 384) -> HeldOu
     )
 
 
-def curve(true: list[float], *, proxy: list[float] | None = None, seed: int = 0, start: float = 0.5) -> Curve:
+def curve(
+    true: list[float], *, proxy: list[float] | None = None, seed: int = 0, start: float = 0.5, n: int = 384
+) -> Curve:
     """A cell that ends on held-out tasks where it ended in training."""
     proxy = true if proxy is None else proxy
     return Curve(
@@ -34,8 +36,8 @@ def curve(true: list[float], *, proxy: list[float] | None = None, seed: int = 0,
         seconds=[10.0 * step for step in range(1, len(true) + 1)],
         true=true,
         proxy=proxy,
-        before=held_out(start),
-        after=held_out(true[-1], proxy=proxy[-1]),
+        before=held_out(start, n=n),
+        after=held_out(true[-1], proxy=proxy[-1], n=n),
     )
 
 
@@ -83,9 +85,42 @@ def test_a_planted_effect_is_found() -> None:
     assert called_different(0.6 + hard + 0.01 * rng.normal(size=SEEDS), 0.7 + hard)
 
 
-def test_two_seeds_never_tell_shapings_apart() -> None:
-    assert not called_different(np.array([0.1, 0.1]), np.array([0.9, 0.9]))
-    assert called_different(np.array([0.1, 0.1, 0.1]), np.array([0.9, 0.9, 0.9]))
+def test_fewer_than_five_seeds_never_tell_shapings_apart() -> None:
+    assert not called_different(np.full(4, 0.1), np.full(4, 0.9))
+    assert called_different(np.full(5, 0.1), np.full(5, 0.9))
+
+
+def test_six_identical_shapings_of_three_seeds_are_not_called_different() -> None:
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(100):
+        of = {str(n): [curve([end / 8], n=8) for end in rng.binomial(8, 0.9, 3)] for n in range(6)}
+        found = curves.figures(of, "0")["shapings"]
+        wrong += any(row["against"]["final"]["different"] for name, row in found.items() if name != "0")
+    assert wrong <= 2
+
+
+def test_equal_differences_within_the_error_of_the_measurements_are_not_certain() -> None:
+    of = {"a": [curve([0.5], n=16)] * SEEDS, "b": [curve([9 / 16], n=16)] * SEEDS}
+    against = curves.figures(of, "a")["shapings"]["b"]["against"]
+    assert against["final"]["p"] > 0.4 and not against["final"]["different"]
+    assert intervals.paired([9 / 16] * SEEDS, [0.5] * SEEDS).p == 0.0, "as a measurement without error would be"
+    assert held_out(1.0, n=16).variance > 0
+
+
+def test_only_the_mean_end_is_tested_and_it_is_what_is_shown() -> None:
+    of = {"a": [curve([0.5])] * SEEDS, "b": [curve([0.9])] * SEEDS}
+    found = curves.figures(of, "a")
+    area = found["shapings"]["b"]["against"]["area"]
+    assert area["difference"] == pytest.approx(0.2) and area["low"] is not None and area["different"] is None
+    shapings, speed = tables.tables(found)[:2]
+    assert shapings.rows[1][shapings.columns.index("end")] == pytest.approx(0.9)
+    assert "trained tokens" in speed.columns and speed.rows[1][1] == SEEDS
+    skewed = curve([0.9])
+    skewed.after.worlds = {"a": 0.8, "b": 0.8, "c": 0.8, "d": 0.0}
+    of["b"] = [skewed] * SEEDS
+    final = curves.figures(of, "a")["shapings"]["b"]["final"]
+    assert final["mean"] == pytest.approx(0.6) and final["iqm"] == pytest.approx(0.8)
 
 
 def test_many_shapings_are_compared_together() -> None:
@@ -137,7 +172,13 @@ def test_area_and_steps_to_a_threshold() -> None:
     assert curves.area(straight, 4) == pytest.approx(0.7)
     assert curves.area(straight, 8) == pytest.approx((0.7 * 4 + 0.9 * 4) / 8), "it stays where it ended"
     found = curves.figures({"a": [straight, curve([0.9] * 4), curve([0.5] * 4)]}, "a", threshold=0.75)
-    assert found["shapings"]["a"]["to_threshold"] == {"reached": 2, "of": 3, "steps": 4, "tokens": 400, "seconds": 40.0}
+    assert found["shapings"]["a"]["to_threshold"] == {
+        "reached": 2,
+        "of": 3,
+        "steps": 4,
+        "trained_tokens": 400,
+        "seconds": 40.0,
+    }
     found = curves.figures({"a": [straight, curve([0.5] * 4), curve([0.5] * 4)]}, "a", threshold=0.75)
     assert found["shapings"]["a"]["to_threshold"]["steps"] is None
 

@@ -3,13 +3,16 @@
 import fcntl
 import json
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from rl.lab import cells, document, experiment, study, train
-from rl.lab.experiment import Experiment
+from rl import status
+from rl.lab import cells, curves, document, experiment, study, tables, train
+from rl.lab.experiment import Cell, Experiment
+from rl.store import Run
 from tests.rl import driven
 
 DRAWN = (sys.executable, "-m", "tests.rl.lab.drawn_cell")
@@ -124,6 +127,117 @@ def test_a_cell_that_outlived_the_lab_is_waited_for(folder: Path) -> None:
         heard = Ends()
         cells.Player([cell], heard, DRAWN).play()
     assert "still at work" in heard[0] and "outcome-3: done" in heard[1] and len(heard) == 2, "no other was started"
+
+
+def begun_elsewhere(folder: Path, name: str, states: str) -> tuple[Cell, subprocess.Popen[str]]:
+    """A cell with leases in these states, and the process that an earlier lab began it with."""
+    cell = experiment.load(folder / "two.yaml", [f"name={name}"]).cells(str(folder / "model"))[0]
+    cell.folder.parent.mkdir(parents=True)
+    ledger = Run.create(cell.folder)
+    settled = {"f": ("flat", 1), "p": ("played", None)}
+    rows = [("math", n, 0, *settled[state]) for n, state in enumerate(states)]
+    sql = "insert into lease (world, task_index, version, state, step) values (?, ?, ?, ?, ?)"
+    ledger.db.executemany(sql, rows)
+    ledger.close()
+    code = (
+        "import fcntl, sys, time\nlock = open(sys.argv[1], 'w')\nfcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "try:\n    print('held', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    pass"
+    )
+    argv = [sys.executable, "-c", code, str(cell.folder / ".lock")]
+    holder = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    told = {"pid": holder.pid, "process_began": status.process_began(holder.pid)}
+    (cell.folder / "status.json").write_text(json.dumps(told))
+    return cell, holder
+
+
+def test_a_cell_starves_only_after_so_many_flat_groups_in_a_row(folder: Path) -> None:
+    groups = experiment.load(folder / "two.yaml").base.train.groups
+    enough = cells.STARVED_WAVES * groups
+    for name, states, starves in (
+        ("mixed", "ffffp" * enough, False),
+        ("waiting", "f" * enough + "p", False),
+        ("flat", "p" + "f" * enough, True),
+    ):
+        cell, holder = begun_elsewhere(folder, name, states)
+        heard = Heard()
+        life = cells._Life(cell, DRAWN, heard)
+        try:
+            assert life.over() is starves is life.starved, name
+            assert starves or holder.poll() is None
+            assert any("it is measured as it is" in line for line in heard) is starves
+        finally:
+            life.stop()
+        assert holder.wait(30) == 0, f"{name}: Ctrl-C reaches the process of an earlier start"
+
+
+def test_a_process_that_is_not_the_cell_s_is_not_ended(folder: Path) -> None:
+    cell, holder = begun_elsewhere(folder, "stranger", "f")
+    try:
+        (cell.folder / "status.json").write_text(json.dumps({"pid": holder.pid, "process_began": 1}))
+        heard = Heard()
+        cells._Life(cell, DRAWN, heard).stop()
+        assert holder.poll() is None and "cannot be stopped" in heard[-1]
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_changed_code_or_data_are_refused_over_old_cells(folder: Path) -> None:
+    planned = experiment.load(folder / "two.yaml", ["name=code"])
+    (first, second) = planned.cells(planned.base.policy.model)
+    cells.write([first, second])
+    first.folder.parent.mkdir(parents=True)
+    Run.create(first.folder).close()
+    cells.write([first, second])
+    beside = first.written.with_suffix(".hashes.json")
+    then = json.loads(beside.read_text())
+    assert set(then) == {"rewards", "algorithms", "data", "world/math"}
+    beside.write_text(json.dumps({**then, "rewards": "other"}))
+    with pytest.raises(ValueError, match=r"outcome-3 was begun with other code or data of rewards; expected the same"):
+        cells.write([first, second])
+    for cell in (first, second):
+        cell.folder.mkdir(exist_ok=True)
+        (cell.folder / "summary.json").write_text('{"stopped": false}')
+    cells.write([first, second])
+    assert json.loads(beside.read_text())["rewards"] == "other", "what is finished stays what it was made of"
+
+
+def test_stages_that_name_rewards_and_overrides_of_the_file_are_refused(folder: Path) -> None:
+    base = (folder / "run.yaml").read_text() + "stages: [{until_step: 1, rewards: {outcome: {weight: 2}}}]\n"
+    (folder / "staged.yaml").write_text(base)
+    text = (folder / "two.yaml").read_text()
+    (folder / "bad.yaml").write_text(text.replace("run.yaml", "staged.yaml"))
+    with pytest.raises(ValueError, match=r"stages\[0\].rewards would stand over every shaping"):
+        experiment.load(folder / "bad.yaml")
+    (folder / "bad.yaml").write_text(text.replace("overrides: [", "overrides: [rewards.outcome.weight=2, "))
+    with pytest.raises(ValueError, match="rewards is what the cells differ in"):
+        experiment.load(folder / "bad.yaml")
+
+
+def test_another_reward_called_outcome_keeps_its_name(folder: Path) -> None:
+    text = (folder / "two.yaml").read_text().replace("outcome: {}", "outcome: {reward: tests}")
+    (folder / "renamed.yaml").write_text(text)
+    found = experiment.load(folder / "renamed.yaml").shapings["outcome"].rewards
+    assert found == {"outcome": {"reward": "tests"}, "true_outcome": {"reward": "outcome", "weight": 0.0}}
+
+
+def test_what_compares_a_group_is_no_proxy_on_held_out_tasks(folder: Path) -> None:
+    planned = experiment.load(folder / "two.yaml")
+    cell = planned.cells(None)[0]
+    cell.settings.rewards = {"outcome": {"normalise": True}, "short": {"reward": "length_group"}, "tool_format": {}}
+    curve = study.read(cell)
+    assert curve.compares == ("outcome", "short") and curves.gap(curve, 1.0, 1.0) is None
+    found = curves.figures({"outcome": [curve] * 5}, "outcome")
+    assert found["shapings"]["outcome"]["proxy"] == {"start": None, "end": None}
+    assert [warning.name for warning in tables.warnings(found)] == ["proxy-not-comparable"]
+
+
+def test_a_study_under_difficulty_says_that_its_tasks_differ(folder: Path) -> None:
+    planned = experiment.load(folder / "two.yaml")
+    assert not study.told(planned)
+    planned.base.worlds["math"].difficulty.low = 0.2
+    assert [warning.name for warning in study.told(planned)] == ["tasks-by-difficulty"]
 
 
 def test_a_cell_that_fails_is_named_and_the_others_are_kept(folder: Path) -> None:

@@ -12,6 +12,7 @@ from rl import cli
 from rl.lab import page
 from rl.lab.document import Document, Plot, Series, save
 from rl.lab.page import markup, numbers, plots
+from rl.lab.show import show
 from tests.rl.lab import browser, samples
 
 ELEMENTS = """html head meta title style body header main section footer nav p h1 h2 h3 h4 a ul li b div dl dt dd code
@@ -19,6 +20,27 @@ ELEMENTS = """html head meta title style body header main section footer nav p h
     rect"""
 ATTRIBUTES = """class id href lang charset content name http-equiv scope role tabindex aria-label style viewbox d
     transform x y width height clip-path"""
+
+
+def test_a_file_that_is_no_document_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(samples.toy(), tmp_path / "toy")
+    summary = tmp_path / "summary.json"
+    summary.write_text('{"stopped": false}')
+    words = ["lab", "report", str(tmp_path / "toy"), "--out", str(tmp_path / "summary.html")]
+    assert cli.main(words) == 2 and summary.read_text() == '{"stopped": false}'
+    assert "would replace summary.json" in capsys.readouterr().err
+    words[-1] = str(tmp_path / "page.html")
+    assert cli.main(words) == cli.main(words) == 0
+
+
+def test_no_text_of_a_document_is_markup_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    document = samples.hostile()
+    document.tables[0].rows = [["[x] [bold]y[/bold]", 1.0]]
+    document.tables[0].title = "[y] :boom:"
+    show(document, as_json=False)
+    said = capsys.readouterr().out
+    assert "[x] [bold]y[/bold]" in said and "[y] :boom:" in said
+    assert not [c for c in said if c in "\x00\x07\x1b\x9b\u202e" or "\ud800" <= c <= "\udfff"]
 
 
 class Page(HTMLParser):

@@ -12,14 +12,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from envs import Outcome
+import envs
+from envs import Outcome, find
 from rl import cli, config
-from rl.lab import scoring, shapings
+from rl.lab import hashes, scoring, shapings
 from rl.lab.document import Document, load
 from rl.lab.rescore import score
 from rl.lab.stored import Stored
 from rl.store import Run
+from rl.trajectory import Group
 from tests.rl import driven
+from tests.rl.lab import stores
 from tests.rl.lab.stores import RIGHT, WRONG, Said, shaping, write
 
 OUTCOME = "rewards: {outcome: {}}"
@@ -170,6 +173,68 @@ def test_other_data_are_refused_also_where_only_what_is_hidden_changed(tmp_path:
     assert scored(run, tmp_path, x=OUTCOME).figures["attempts"] == 16
 
 
+def test_attempts_that_a_run_moves_to_a_shard_meanwhile_are_not_lost(tmp_path: Path) -> None:
+    run = write(tmp_path, MIXED[:1])
+    writer = Run.reopen(run)
+    try:
+        world = envs.load("math").World(None, **config.load(run / "config.yaml").worlds["math"].args)
+        lease = writer.grant("math", 0)
+        group = Group(lease.id, "math", 0, [stores.member(world.task("train", lease.index), RIGHT)] * 3)
+        writer.keep(group, "train")
+        writer.settle([group], "flat", 1)
+        reading = Stored(run)._tables([1, lease.id])
+        assert len(next(reading)) == 4
+        writer.flush()
+        assert sum(len(table) for table in reading) == 3
+    finally:
+        writer.close()
+    assert [len(group.members) for group in Stored(run).groups([1, lease.id])] == [4, 3]
+    last = max((run / "episodes").glob("*.parquet"))
+    pq.write_table(pq.read_table(last).slice(1), last)
+    with pytest.raises(ValueError, match=r"shard .* has 2 of these attempts; expected 3"):
+        list(Stored(run).groups([1, lease.id]))
+
+
+def test_a_scoring_touches_no_file_but_its_own(tmp_path: Path) -> None:
+    run = write(tmp_path, MIXED)
+    mine = tmp_path / "out" / "parts" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("kept")
+    scored(run, tmp_path, truth=OUTCOME)
+    assert mine.read_text() == "kept" and sorted(path.name for path in mine.parent.parent.iterdir()) == [
+        "document.json",
+        "parts",
+    ]
+
+
+def test_hashes_cover_the_files_that_arguments_name(tmp_path: Path) -> None:
+    run = write(tmp_path, MIXED)
+    grader = tmp_path / "grader.py"
+    text = "rewards: {outcome: {}, mine: {reward: trl, weight: 0.5, functions: [" + f"'{grader}:pay'" + "]}}"
+    source = "def pay(completions, **kwargs):\n    return [1.0 for _ in completions]\n"
+    digests, keys = [], []
+    for code in (source, source.replace("1.0", "2.0")):
+        grader.write_text(code)
+        chosen = shapings.load([shaping(tmp_path, "graded", text)])
+        digests.append(chosen[0].digest)
+        keys.append(scoring.key(Stored(run).chunks()[0], chosen))
+    assert digests[0] != digests[1] and keys[0] != keys[1]
+    found = []
+    for name in ("before", "after"):
+        found.append(hashes.world("math", {"tasks": str(tmp_path / "bits.jsonl")}))
+        (tmp_path / "bits.jsonl").write_text(name)
+    assert found[0] != found[1] and found[0] != find.digest("math")
+
+
+def test_shares_under_an_enforced_filter_are_of_the_scores_that_were_given(tmp_path: Path) -> None:
+    spent = Said(outcome=Outcome.TOKENS_SPENT)
+    run = write(tmp_path, [[RIGHT, spent, WRONG, RIGHT]], extra="filters: {overlong: {mode: enforce}}\n")
+    file = shaping(tmp_path, "z", "rewards: {outcome: {normalise: true}}")
+    found, _ = next(scoring.run(Stored(run).chunks(), shapings.load([file]), tmp_path / "kept", 1))
+    column = found["shapings"]["z"]
+    assert [part["outcome"] for part in column["parts"]] == pytest.approx(column["score"])
+
+
 def test_missing_columns_another_layout_and_no_run_are_refused(tmp_path: Path) -> None:
     run = write(tmp_path, MIXED)
     shard = next((run / "episodes").glob("*.parquet"))
@@ -234,22 +299,23 @@ def test_a_scoring_killed_in_the_middle_goes_on_and_ends_the_same(tmp_path: Path
     file = shaping(tmp_path, "x", "rewards: {outcome: {}, length: {soft_tokens: 0, hard_tokens: 50}}")
     command = [sys.executable, "-m", "rl.cli", "lab", "score", str(run), "--rewards", file, "--json"]
     killed = subprocess.Popen([*command, "--out", str(tmp_path / "a")], stdout=subprocess.DEVNULL)
-    parts = tmp_path / "a" / "parts"
+    folder = tmp_path / "a"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (parts.is_dir() and any(parts.glob("*.json"))):
+    while time.monotonic() < deadline and not any(folder.glob(".parts-*/*.json")):
         time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    done = len(list(parts.glob("*.json"))) if parts.is_dir() else 0
+    done = len(list(folder.glob(".parts-*/*.json")))
     finished = (tmp_path / "a" / "document.json").is_file()
     assert finished or done > 0
     chunks, chosen = Stored(run).chunks(), shapings.load([file])
     if not finished:
+        (parts,) = folder.glob(".parts-*")
         assert sum(not fresh for _, fresh in scoring.run(chunks, chosen, parts, 1)) == done
     whole = score([run], chosen, tmp_path / "b", 1)
     on = score([run], chosen, tmp_path / "a", 2)
     same = [{k: v for k, v in document.figures.items() if k != "seconds"} for document in (whole, on)]
-    assert same[0] == same[1] and not parts.exists()
+    assert same[0] == same[1] and not list(folder.glob(".parts-*"))
 
 
 def test_the_command_prints_figures_and_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
