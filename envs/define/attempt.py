@@ -65,6 +65,8 @@ class Attempt:
             raise BadCall(str(wrong), name) from None
 
     async def measure(self) -> Facts:
+        if "clean_sandbox" in self.made.asked["grade"] and (own := self.held.pop("sandbox", None)):
+            await own.close()  # who waits for one while holding another may be waited for in turn
         said = {"answer": self.answer, "messages": list(self.messages)}
         facts = _facts(self.world.name, await self._run("grade", {**await self._places("grade"), **said}))
         counted = {"tool_calls": self.calls, "tool_errors": self.errors} if self.made.tools else {}

@@ -228,6 +228,10 @@ REFUSED = {
         {"grade": lambda self, most=1: True, "right": lambda self, most=2: ""},
         "world x: two methods have different defaults for 'most'",
     ),
+    "two sandboxes": (
+        {"grade": lambda self, sandbox, clean_sandbox: True},
+        "world x: grade asks for `sandbox` and `clean_sandbox`, and attempts that each hold one and want another would",
+    ),
     "tasks and task": (
         {"tasks": lambda self: []},
         "world x: expected either `task`, one problem, or `tasks`, all there",
@@ -299,22 +303,27 @@ def test_sandboxes_are_lent_when_asked_for_and_handed_back(backend: Any) -> None
             """Run a command."""
             return (await sandbox.exec(command)).stdout.decode()
 
-        async def grade(self, answer, sandbox, clean_sandbox):
-            there = [(await one.exec("ls")).stdout.decode() for one in (sandbox, clean_sandbox)]
-            return {"solved": there == ["note\n", ""], "there": there}
+        async def grade(self, sandbox):
+            there = (await sandbox.exec("ls")).stdout.decode()
+            return {"solved": there == "note\n", "there": there}
+
+    class Apart(Author):
+        async def grade(self, clean_sandbox):
+            there = (await clean_sandbox.exec("ls")).stdout.decode()
+            return {"solved": there == "", "there": there}
 
     async def run() -> None:
-        pool = backend.Pool(run="test-define", size=2, image=IMAGE, memory_mb=512)
+        pool = backend.Pool(run="test-define", size=1, image=IMAGE, memory_mb=512)
         try:
-            place = world(Author)(pool)
+            place, apart = world(Author)(pool), world(Apart)(pool)
             task = place.task("train", 0)
-            for _ in range(2):  # both sandboxes are needed, so the second time would wait for one that was kept
+            for grading in (place, apart):  # there is one sandbox, so that one which is kept is waited for in vain
                 steps, facts = await asyncio.wait_for(
-                    played(place, task, "<tool: bash>\necho hi; sleep 0.05; touch note\n</tool>", "made"), 60
+                    played(grading, task, "<tool: bash>\necho hi; sleep 0.05; touch note\n</tool>", "made"), 30
                 )
                 assert steps[0].messages[0]["content"] == "hi\n" and steps[0].seconds >= 0.05
                 assert facts["solved"], facts
-            assert (await played(place, task, "nothing"))[1]["there"] == ["", ""]
+            assert (await played(place, task, "nothing"))[1]["there"] == ""
             with pytest.raises(ValueError, match="works in a sandbox; expected what it says as messages"):
                 world(type("Right", (Author,), {"right": lambda self: [Call("bash", {"command": "ls"})]}))(
                     pool
