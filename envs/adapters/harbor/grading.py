@@ -12,8 +12,8 @@ tests and what they test in one place. docs/adapters.md says what that means.
 from __future__ import annotations
 
 import json
-import math
 import struct
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ SNAPSHOT_BYTES = 48 * 2**20
 REWARD_BYTES = 64 * 1024
 SAID_CHARS = 1000
 COPY_S = 60.0
+LARGEST = sys.float_info.max
 _LENGTH = struct.Struct("!I")
 COPY = f"""\
 import os, shutil, sys
@@ -155,7 +156,7 @@ def numbers(data: bytes, *, is_json: bool) -> tuple[float, dict[str, float]]:
     found: Any = json.loads(text) if is_json else float(text)
     named = found if isinstance(found, dict) else {"reward": found}
     for name, value in named.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:  # false for nan too
             raise ValueError(f"{name} is {value!r:.40}; expected a finite number")
     parts = {str(name): float(value) for name, value in named.items()}
     if "reward" in parts:
