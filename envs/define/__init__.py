@@ -17,6 +17,7 @@ an argument of the world in the configuration. What the policy wrote is text: it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -219,7 +220,8 @@ class Defined:
         name = "wrong" if err else "right"
         if name not in self.made.asked:
             raise ValueError(f"world {self.name} has no `{name}`, so there is no {name} demonstration")
-        said = self._said(name, {"task": task, "rng": rng}, task)
+        own = copy.deepcopy(task)
+        said = self._said(name, {"task": own, "rng": rng}, own)
         turns = [said] if isinstance(said, str | Call) else list(said)
         told = any(isinstance(turn, Mapping) for turn in turns)
         attempt = Attempt(self, task, alone=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -22,8 +23,8 @@ RESULT_CHARS = 10_000
 
 class Attempt:
     def __init__(self, world: Defined, task: Task, alone: bool = False) -> None:
-        """`alone`: without sandboxes, for a demonstration."""
-        self.world, self.made, self.task, self.alone = world, world.made, task, alone
+        """`alone`: without sandboxes, for a demonstration. The task is copied, so that it may be changed."""
+        self.world, self.made, self.task, self.alone = world, world.made, copy.deepcopy(task), alone
         self.author = world.made.author()
         self.rng = random.Random(f"{world.name}/{task.key}")
         self.messages: list[Message] = list(task.messages)

@@ -138,6 +138,28 @@ def test_tools_are_called_their_errors_told_and_state_is_an_attempts_own() -> No
     assert not play(place, task, put("cup", 1))[0][0].done, "the attempt before it was"
 
 
+def test_what_an_attempt_does_to_its_task_no_other_sees() -> None:
+    class Author:
+        def task(self, rng):
+            return {"prompt": str(rng.random()), "left": ["a", "b"]}
+
+        def start(self, task):
+            task.hidden["left"].append("c")
+
+        def grade(self, left):
+            return {"solved": True, "last": left.pop(), "left": len(left)}
+
+        def right(self, left):
+            return left.pop()
+
+    place = world(Author)(None)
+    task = place.task("train", 0)
+    for _ in range(2):
+        assert play(place, task, "")[1] == {"solved": True, "last": "c", "left": 2}
+        assert place.demonstrate(task, random.Random(0), err=False)[-1]["content"] == "b"
+    assert task == place.task("train", 0)
+
+
 @pytest.mark.parametrize("action", ["<tool: put>\nx", "<tool: burn>\nx\n</tool>", "<tool_call>{</tool_call>"])
 def test_what_is_no_call_ends_the_attempt(action: str) -> None:
     place = Box(None)
