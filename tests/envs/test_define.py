@@ -2,7 +2,10 @@
 
 import asyncio
 import random
+import re
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -350,6 +353,29 @@ def test_sandboxes_are_lent_when_asked_for_and_handed_back(backend: Any) -> None
                 world(type("Right", (Author,), {"right": lambda self: [Call("bash", {"command": "ls"})]}))(
                     pool
                 ).demonstrate(task, random.Random(0), err=False)
+        finally:
+            await pool.close()
+
+    asyncio.run(run())
+
+
+def test_the_grader_in_the_docs_takes_whatever_is_printed(backend: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs/environments.md").read_text()
+    found = re.search(r"    async def grade\(self, answer, gold, sandbox\):\n(?: {8}.*\n)+", page)
+    assert found
+    told: dict[str, Any] = {}
+    exec(textwrap.dedent(found[0]), told)
+
+    async def run() -> None:
+        pool = backend.Pool(run="test-define-docs", size=1, image=IMAGE, memory_mb=512)
+        try:
+            place = asking(task=lambda self, rng: {"prompt": str(rng.random()), "gold": "7\n"}, grade=told["grade"])(
+                pool
+            )
+            task = place.task("train", 0)
+            answers = {"print(3 + 4)": True, "print(8)": False, "import os; os.write(1, b'\\xff')": False, "": False}
+            for answer, solved in answers.items():
+                assert (await played(place, task, answer))[1] == {"solved": solved}
         finally:
             await pool.close()
 
