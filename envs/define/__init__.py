@@ -17,6 +17,7 @@ an argument of the world in the configuration. What the policy wrote is text: it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -40,8 +41,9 @@ OFFERED: Mapping[str, tuple[str, ...]] = {
     "wrong": ("task", "rng"),
 }
 """What each method may ask for beside the task's fields. `answer`: the last that the policy said; `messages`: the whole
-attempt; `sandbox`: the attempt's own, taken when it is first asked for; `clean_sandbox`: one it never had; `task`: the
-envs.Task; `rng`: random.Random, the same for every attempt at a task. A tool may ask for `PLACES`."""
+attempt; `sandbox`: the attempt's own, taken when it is first asked for; `clean_sandbox`: one it never had, in place of
+its own, which is handed back before; `task`: the envs.Task; `rng`: random.Random, the same for every attempt at a task.
+A tool may ask for `PLACES`."""
 OF_TASK = ("prompt", "system", "key", "family", "level")
 WITHOUT_FIELDS = ("task", "tasks", "close")
 TRIES = 1000
@@ -74,6 +76,11 @@ class Made:
             raise ValueError(f"world {self.name}: expected either `task`, one problem, or `tasks`, all there are")
         if "grade" not in own:
             raise ValueError(f"world {self.name} has no `grade`; it has {', '.join(own)}")
+        if {"sandbox", "clean_sandbox"} <= self.asked["grade"].keys():
+            raise ValueError(
+                f"world {self.name}: grade asks for `sandbox` and `clean_sandbox`, and attempts that each hold one and "
+                "want another would wait for ever; expected one of them, and what is needed of the other kept in `self`"
+            )
         for name in ("task", "tasks", "right", "wrong"):
             if inspect.iscoroutinefunction(own.get(name)):
                 raise ValueError(f"world {self.name}: `{name}` is async; expected a plain method")
@@ -213,7 +220,8 @@ class Defined:
         name = "wrong" if err else "right"
         if name not in self.made.asked:
             raise ValueError(f"world {self.name} has no `{name}`, so there is no {name} demonstration")
-        said = self._said(name, {"task": task, "rng": rng}, task)
+        own = copy.deepcopy(task)
+        said = self._said(name, {"task": own, "rng": rng}, own)
         turns = [said] if isinstance(said, str | Call) else list(said)
         told = any(isinstance(turn, Mapping) for turn in turns)
         attempt = Attempt(self, task, alone=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -22,8 +23,8 @@ RESULT_CHARS = 10_000
 
 class Attempt:
     def __init__(self, world: Defined, task: Task, alone: bool = False) -> None:
-        """`alone`: without sandboxes, for a demonstration."""
-        self.world, self.made, self.task, self.alone = world, world.made, task, alone
+        """`alone`: without sandboxes, for a demonstration. The task is copied, so that it may be changed."""
+        self.world, self.made, self.task, self.alone = world, world.made, copy.deepcopy(task), alone
         self.author = world.made.author()
         self.rng = random.Random(f"{world.name}/{task.key}")
         self.messages: list[Message] = list(task.messages)
@@ -65,6 +66,8 @@ class Attempt:
             raise BadCall(str(wrong), name) from None
 
     async def measure(self) -> Facts:
+        if "clean_sandbox" in self.made.asked["grade"] and (own := self.held.pop("sandbox", None)):
+            await own.close()  # who waits for one while holding another may be waited for in turn
         said = {"answer": self.answer, "messages": list(self.messages)}
         facts = _facts(self.world.name, await self._run("grade", {**await self._places("grade"), **said}))
         counted = {"tool_calls": self.calls, "tool_errors": self.errors} if self.made.tools else {}

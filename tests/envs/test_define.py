@@ -2,7 +2,10 @@
 
 import asyncio
 import random
+import re
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,6 +141,28 @@ def test_tools_are_called_their_errors_told_and_state_is_an_attempts_own() -> No
     assert not play(place, task, put("cup", 1))[0][0].done, "the attempt before it was"
 
 
+def test_what_an_attempt_does_to_its_task_no_other_sees() -> None:
+    class Author:
+        def task(self, rng):
+            return {"prompt": str(rng.random()), "left": ["a", "b"]}
+
+        def start(self, task):
+            task.hidden["left"].append("c")
+
+        def grade(self, left):
+            return {"solved": True, "last": left.pop(), "left": len(left)}
+
+        def right(self, left):
+            return left.pop()
+
+    place = world(Author)(None)
+    task = place.task("train", 0)
+    for _ in range(2):
+        assert play(place, task, "")[1] == {"solved": True, "last": "c", "left": 2}
+        assert place.demonstrate(task, random.Random(0), err=False)[-1]["content"] == "b"
+    assert task == place.task("train", 0)
+
+
 @pytest.mark.parametrize("action", ["<tool: put>\nx", "<tool: burn>\nx\n</tool>", "<tool_call>{</tool_call>"])
 def test_what_is_no_call_ends_the_attempt(action: str) -> None:
     place = Box(None)
@@ -228,6 +253,10 @@ REFUSED = {
         {"grade": lambda self, most=1: True, "right": lambda self, most=2: ""},
         "world x: two methods have different defaults for 'most'",
     ),
+    "two sandboxes": (
+        {"grade": lambda self, sandbox, clean_sandbox: True},
+        "world x: grade asks for `sandbox` and `clean_sandbox`, and attempts that each hold one and want another would",
+    ),
     "tasks and task": (
         {"tasks": lambda self: []},
         "world x: expected either `task`, one problem, or `tasks`, all there",
@@ -299,26 +328,54 @@ def test_sandboxes_are_lent_when_asked_for_and_handed_back(backend: Any) -> None
             """Run a command."""
             return (await sandbox.exec(command)).stdout.decode()
 
-        async def grade(self, answer, sandbox, clean_sandbox):
-            there = [(await one.exec("ls")).stdout.decode() for one in (sandbox, clean_sandbox)]
-            return {"solved": there == ["note\n", ""], "there": there}
+        async def grade(self, sandbox):
+            there = (await sandbox.exec("ls")).stdout.decode()
+            return {"solved": there == "note\n", "there": there}
+
+    class Apart(Author):
+        async def grade(self, clean_sandbox):
+            there = (await clean_sandbox.exec("ls")).stdout.decode()
+            return {"solved": there == "", "there": there}
 
     async def run() -> None:
-        pool = backend.Pool(run="test-define", size=2, image=IMAGE, memory_mb=512)
+        pool = backend.Pool(run="test-define", size=1, image=IMAGE, memory_mb=512)
         try:
-            place = world(Author)(pool)
+            place, apart = world(Author)(pool), world(Apart)(pool)
             task = place.task("train", 0)
-            for _ in range(2):  # both sandboxes are needed, so the second time would wait for one that was kept
+            for grading in (place, apart):  # there is one sandbox, so that one which is kept is waited for in vain
                 steps, facts = await asyncio.wait_for(
-                    played(place, task, "<tool: bash>\necho hi; sleep 0.05; touch note\n</tool>", "made"), 60
+                    played(grading, task, "<tool: bash>\necho hi; sleep 0.05; touch note\n</tool>", "made"), 30
                 )
                 assert steps[0].messages[0]["content"] == "hi\n" and steps[0].seconds >= 0.05
                 assert facts["solved"], facts
-            assert (await played(place, task, "nothing"))[1]["there"] == ["", ""]
+            assert (await played(place, task, "nothing"))[1]["there"] == ""
             with pytest.raises(ValueError, match="works in a sandbox; expected what it says as messages"):
                 world(type("Right", (Author,), {"right": lambda self: [Call("bash", {"command": "ls"})]}))(
                     pool
                 ).demonstrate(task, random.Random(0), err=False)
+        finally:
+            await pool.close()
+
+    asyncio.run(run())
+
+
+def test_the_grader_in_the_docs_takes_whatever_is_printed(backend: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs/environments.md").read_text()
+    found = re.search(r"    async def grade\(self, answer, gold, sandbox\):\n(?: {8}.*\n)+", page)
+    assert found
+    told: dict[str, Any] = {}
+    exec(textwrap.dedent(found[0]), told)
+
+    async def run() -> None:
+        pool = backend.Pool(run="test-define-docs", size=1, image=IMAGE, memory_mb=512)
+        try:
+            place = asking(task=lambda self, rng: {"prompt": str(rng.random()), "gold": "7\n"}, grade=told["grade"])(
+                pool
+            )
+            task = place.task("train", 0)
+            answers = {"print(3 + 4)": True, "print(8)": False, "import os; os.write(1, b'\\xff')": False, "": False}
+            for answer, solved in answers.items():
+                assert (await played(place, task, answer))[1] == {"solved": solved}
         finally:
             await pool.close()
 

@@ -2,8 +2,9 @@
 
 What the attempt left in `/work` is all it can have written but `/tmp`; it goes into the second sandbox as one snapshot,
 together with the tests, which no sandbox held before. Left out are `/tests`, `/solution`, `/logs` but its artifacts,
-and what is hidden in the home folder, where shells and interpreters look before they do as test.sh says: a reward
-written by the attempt is never read. None of its processes is there. A separate verifier gets the artifacts only.
+links of the attempt's that lead there or nowhere, and what is hidden in the home folder, where shells and interpreters
+look before they do as test.sh says: a reward written by the attempt is never read, nor do our files stand for its own.
+None of its processes is there. A separate verifier gets the artifacts only.
 
 What test.sh itself runs of the attempt, runs with test.sh's rights, and could write the reward: Harbor's format has the
 tests and what they test in one place. docs/adapters.md says what that means.
@@ -12,8 +13,8 @@ tests and what they test in one place. docs/adapters.md says what that means.
 from __future__ import annotations
 
 import json
-import math
 import struct
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ SNAPSHOT_BYTES = 48 * 2**20
 REWARD_BYTES = 64 * 1024
 SAID_CHARS = 1000
 COPY_S = 60.0
+LARGEST = sys.float_info.max
 _LENGTH = struct.Struct("!I")
 COPY = f"""\
 import os, shutil, sys
@@ -50,6 +52,39 @@ def take(source, target):
         if new:
             shutil.copystat(source, target)
 
+def end(path):
+    # Where it leads, through all links; None for one that never ends or goes by a process.
+    at, left, links = "/", path.split("/"), 0
+    while left:
+        name = left.pop(0)
+        here = os.path.normpath(os.path.join(at, name))
+        if os.path.islink(here):
+            target, links = os.readlink(here), links + 1
+            at, left = "/" if target[0] == "/" else at, target.split("/") + left
+        else:
+            at = here
+        if links > 40 or at == "/proc":
+            return None
+    return at
+
+def ours(path):
+    # Whether a link is the image's own.
+    own = "{FILES}" + path[len("/work"):]
+    return os.path.islink(own) and os.readlink(own) == os.readlink(path)
+
+def astray(path):
+    # Whether a link leads to or above what is not the attempt's, or to what nobody has made yet.
+    place = end(path)
+    if place is None or not any(map(os.path.lexists, (place, "{FILES}" + place[len("/work"):]))):
+        return True
+    barred = ("/work/tests", "/work/solution", "/work/logs", "/tmp", "/dev/shm")
+    return any((bar + "/").startswith(place.rstrip("/") + "/") or place.startswith(bar + "/") for bar in barred)
+
+links = [os.path.join(at, name) for at, folders, names in os.walk("/work") for name in folders + names]
+for path in [path for path in links if os.path.islink(path) and not ours(path) and astray(path)]:
+    os.chmod(os.path.dirname(path), 0o755)  # it may be read-only
+    os.unlink(path)
+
 os.chdir("{FILES}")
 if sys.argv[1] == "everything":
     take(".", "/work")
@@ -60,7 +95,8 @@ else:
 for place in ("agent", "artifacts", "verifier"):
     os.makedirs(f"/work/logs/{{place}}", exist_ok=True)
 """
-"""What is in the image, to where nothing is yet: `everything`, or what an attempt may not bring along."""
+"""Takes away links of an attempt's that lead astray, and puts what is in the image to where nothing is yet:
+`everything`, or what an attempt may not bring along."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +191,7 @@ def numbers(data: bytes, *, is_json: bool) -> tuple[float, dict[str, float]]:
     found: Any = json.loads(text) if is_json else float(text)
     named = found if isinstance(found, dict) else {"reward": found}
     for name, value in named.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:  # false for nan too
             raise ValueError(f"{name} is {value!r:.40}; expected a finite number")
     parts = {str(name): float(value) for name, value in named.items()}
     if "reward" in parts:

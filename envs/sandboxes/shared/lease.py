@@ -45,7 +45,7 @@ class Lease:
         env: Mapping[str, str] | None = None,
         max_output: int = 64 * 1024,
     ) -> ExecResult:
-        if not argv or timeout_s <= 0 or not 0 <= max_output <= MAX_BODY or len(stdin) > MAX_BODY:
+        if (argv != "" and not argv) or timeout_s <= 0 or not 0 <= max_output <= MAX_BODY or len(stdin) > MAX_BODY:
             raise ValueError(
                 f"exec got argv={argv!r:.80}, timeout_s={timeout_s}, max_output={max_output}, {len(stdin)} B of stdin; "
                 f"expected a command, a positive time, and at most {MAX_BODY} bytes each"

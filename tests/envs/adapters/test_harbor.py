@@ -168,7 +168,10 @@ def test_rewards_are_read_as_harbor_does(data: bytes, is_json: bool, expected: A
     ("data", "is_json"),
     [
         *((data, False) for data in (b"", b"nan", b"inf", b"one", b"\xff")),
-        *((data, True) for data in (b"", b'{"a": 1, "b": 1}', b'{"a": "1"}', b"1e999", b"[1]", b"{}")),
+        *(
+            (data, True)
+            for data in (b"", b"1" * 401, b"NaN", b'{"a": 1, "b": 1}', b'{"a": "1"}', b"1e999", b"[1]", b"{}")
+        ),
     ],
 )
 def test_no_number_is_no_reward(data: bytes, is_json: bool) -> None:
@@ -233,6 +236,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     sums(root / "separate", task_dot_toml=separate, tests__test_dot_sh=f"{own} > /logs/verifier/reward.txt\n")
     prebuilt = f'[environment]\ndocker_image = "{IMAGE}"\nworkdir = "/app"\n'
     sums(root / "parts", task_dot_toml=prebuilt, environment__Dockerfile=None, tests__test_dot_sh=parts)
+    same = (
+        "#!/bin/sh\n[ -e /app/prog.py ] && python3 /app/prog.py > /app/out.txt\n"
+        "if cmp -s /app/answer.txt /tests/others.txt; then echo 1; else echo 0; fi > /logs/verifier/reward.txt\n"
+    )
+    sums(root / "linked", task_dot_toml=prebuilt, environment__Dockerfile=None, tests__test_dot_sh=same)
+    apart = f'artifacts = ["/app/answer.txt", "/app/way"]\n{prebuilt}[verifier]\nenvironment_mode = "separate"\n'
+    sums(root / "linked-separate", task_dot_toml=apart, environment__Dockerfile=None, tests__test_dot_sh=same)
     silent = "#!/bin/sh\necho no network to fetch pytest from >&2\nexit 1\n"
     sums(root / "silent", task_dot_toml=prebuilt, environment__Dockerfile=None, tests__test_dot_sh=silent)
     assert build.main(str(root)) == 0
@@ -294,6 +304,19 @@ def test_what_an_attempt_plants_for_the_grader_counts_nothing(place: Place) -> N
     for attack in attacks:
         played = place.play("sums", [bash(attack), SUBMIT])
         assert not played.solved and played.facts["reward"] == 0.0, (attack, played.facts)
+    links = [
+        "ln -s /tests/others.txt answer.txt",
+        "ln -s ../tests/others.txt answer.txt",
+        "ln -s / way; ln -s way/tests/others.txt answer.txt",
+        "ln -s /proc/self/root/tests/others.txt answer.txt",
+        "ln -s /logs/verifier/reward.json out.txt; echo 'print(1)' > prog.py",
+        "ln -s /work/logs/verifier /root/v; ln -s /root/v/reward.json out.txt; echo 'print(1)' > prog.py",
+    ]
+    for key, link in ((key, link) for key in ("linked", "linked-separate") for link in links):
+        played = place.play(key, [bash(link), SUBMIT])
+        assert not played.solved and played.facts["reward"] == 0.0, (key, link, played.facts)
+    own = "printf '3\\n4\\n' > real.txt; ln -s real.txt answer.txt"
+    assert place.play("linked", [bash(own), SUBMIT]).solved, "a link to a file of its own stays"
     whole = [bash("; ".join(attacks[:2])), *gold_of(place, "sums")]
     assert place.play("sums", whole).solved, "what was planted does not stop an honest end"
 

@@ -20,6 +20,7 @@ from envs.sandboxes import ExecResult, SandboxLost
     ("argv", "expected"),
     [
         (["true"], (0, b"", b"")),
+        ("", (0, b"", b"")),
         ("echo out; echo err >&2; exit 7", (7, b"out\n", b"err\n")),
         ("kill -9 $$", (137, b"", b"")),
         (["sh", "-c", 'echo "$1"', "sh", "a b; $x"], (0, b"a b; $x\n", b"")),
