@@ -40,6 +40,7 @@ class World:
     """`args`: those of the environment. `actions`: names of a discrete space's actions, in order. `prompt`: what is
     said before the first observation. `render` shows the environment's own drawing (`ansi`) beside the observation.
     `expert`: `expert(observation, info, env)` gives the right next action; without it there is no right demonstration.
+    `split_by`: columns that decide a row's split, by default `prompt`.
     """
 
     name = "gymnasium"
@@ -58,6 +59,7 @@ class World:
         max_turns: int = 20,
         misread_reward: float | None = None,
         data: str | None = None,
+        split_by: Sequence[str] | None = None,
         expert: str | None = None,
     ) -> None:
         if max_turns < 1:
@@ -75,6 +77,8 @@ class World:
                 "begins with a row; expected `data`" if data is None else "begins with a seed, so `data` has no effect"
             )
             raise ValueError(f"world {self.name}: {env} {words}")
+        if split_by is not None and data is None:
+            raise ValueError(f"world {self.name}: `split_by` has no effect without `data`; leave it out")
         if data is not None:
             read = rows.read(data, self.name)
             if "prompt" not in read.columns:
@@ -82,7 +86,8 @@ class World:
                     f"world {self.name}: {data} has no column 'prompt'; available: {', '.join(read.columns)}"
                 )
             made = rows.tasks(read, self.name, self._row_task, same=dict)
-            self.stream = Deck(self.name, data, made, seed, read.report)
+            side = rows.side(read, self.name, split_by)
+            self.stream = Deck(self.name, data, made, seed, read.report, side)
         elif self.make.wants_rows:
             raise ValueError(
                 f"world {self.name}: {env} is one of SkyRL-Gym's, which begins with a row; expected `data`"
