@@ -8,12 +8,17 @@ have a column `prompt`. A task is a seed, or a row. The policy answers with one 
 `<action>…</action>` or as all that it says: a number or a name of a discrete space, JSON for spaces of numbers, any
 text otherwise.
 
+An action that cannot be read costs a turn, and earns `misread_reward`: by default the least that a turn of this
+attempt, or of a few played by chance when the world is built, has paid, and 0 at most. So where each step costs,
+refusing to act does not pay; where a dearer turn is rarer than that, state it.
+
 `facts["rewards"]` are those by turn, `facts["reward"]` is their sum. Solved is what the last info says under `success`
 or `is_success`, else a sum of `solved_at` and more. `facts["ended"]` is `terminated`, `truncated` or `turns`.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,12 +32,15 @@ from envs.rows.deck import Deck
 from envs.sandboxes import SandboxPool
 
 TRIES = 20
+PROBES = 5
+"""Attempts by chance that tell what a turn may cost."""
 
 
 class World:
     """`args`: those of the environment. `actions`: names of a discrete space's actions, in order. `prompt`: what is
     said before the first observation. `render` shows the environment's own drawing (`ansi`) beside the observation.
     `expert`: `expert(observation, info, env)` gives the right next action; without it there is no right demonstration.
+    `split_by`: columns that decide a row's split, by default `prompt`.
     """
 
     name = "gymnasium"
@@ -49,11 +57,15 @@ class World:
         render: bool = False,
         solved_at: float = 1.0,
         max_turns: int = 20,
+        misread_reward: float | None = None,
         data: str | None = None,
+        split_by: Sequence[str] | None = None,
         expert: str | None = None,
     ) -> None:
         if max_turns < 1:
             raise ValueError(f"world {self.name}: got max_turns={max_turns}; expected 1 or more")
+        if misread_reward is not None and not math.isfinite(misread_reward):
+            raise ValueError(f"world {self.name}: got misread_reward={misread_reward}; expected a finite number")
         self.make = maker(env, dict(args or {}), render)
         self.env = env.rpartition(":")[2]
         self.seed, self.solved_at, self.max_turns = seed, solved_at, max_turns
@@ -65,6 +77,8 @@ class World:
                 "begins with a row; expected `data`" if data is None else "begins with a seed, so `data` has no effect"
             )
             raise ValueError(f"world {self.name}: {env} {words}")
+        if split_by is not None and data is None:
+            raise ValueError(f"world {self.name}: `split_by` has no effect without `data`; leave it out")
         if data is not None:
             read = rows.read(data, self.name)
             if "prompt" not in read.columns:
@@ -72,7 +86,8 @@ class World:
                     f"world {self.name}: {data} has no column 'prompt'; available: {', '.join(read.columns)}"
                 )
             made = rows.tasks(read, self.name, self._row_task, same=dict)
-            self.stream = Deck(self.name, data, made, seed, read.report)
+            side = rows.side(read, self.name, split_by)
+            self.stream = Deck(self.name, data, made, seed, read.report, side)
         elif self.make.wants_rows:
             raise ValueError(
                 f"world {self.name}: {env} is one of SkyRL-Gym's, which begins with a row; expected `data`"
@@ -84,6 +99,23 @@ class World:
         self.opening = prompt or f"You play {self.env}."
         if self.reader.how:
             self.opening = f"{self.opening}\n{self.reader.how}"
+        self.stated = misread_reward is not None
+        self.misread_reward = self._least() if misread_reward is None else float(misread_reward)
+
+    def _least(self) -> float:
+        """The lowest reward of a turn that chance came by, and 0 at most. Raises ValueError where it cannot play."""
+        rng, least = random.Random(0), 0.0
+        if self.reader.any is None:  # any text is an action
+            return least
+        try:
+            for number in range(PROBES):
+                least = min(least, *self._demonstrated(self._seeded(number, str(number)), rng, True)[1].rewards)
+        except Exception as error:  # whatever the user's class raises is told, not traced
+            raise ValueError(
+                f"world {self.name}: {self.env} could not be played by chance, to learn what a turn costs: "
+                f"{type(error).__name__}: {error}; fix it, or state `misread_reward`"
+            ) from None
+        return least
 
     def task(self, split: Split, index: int) -> Task:
         if self.stream is not None:
@@ -95,6 +127,9 @@ class World:
             key = f"{self.env}/{number}"
             if heldout(key) == (split == "heldout"):
                 break
+        return self._seeded(number, key)
+
+    def _seeded(self, number: int, key: str) -> Task:
         return Task(
             world=self.name,
             key=key,
@@ -181,7 +216,10 @@ class Attempt:
             meant = self.world.reader.read(action)
         except ValueError as error:
             self.played.misread += 1
-            self.played.turn(0.0, self.world.max_turns)
+            earned = self.world.misread_reward
+            if not self.world.stated:
+                earned = min(earned, *self.played.rewards, 0.0)
+            self.played.turn(earned, self.world.max_turns)
             said: list[Message] = [{"role": "user", "content": str(error)}]
             return Step(done=True) if self.played.ended else Step(messages=tuple(said))
         try:

@@ -37,7 +37,7 @@ REFUSED = ("VALIDATION_ERROR", "INVALID_JSON")
 class World:
     """`instructions` stand before the first observation. `sessions`: how many attempts the server takes at a time (by
     default it takes one). `solved_at`: the least sum of rewards that counts as solved. `reset`: what it takes beside a
-    seed.
+    seed. `max_turns`: refused actions count too, and the last ends the attempt with what it has earned.
     """
 
     name = "openenv"
@@ -121,7 +121,8 @@ class OpenEnv:
         self.line: ClientConnection | None = None
         self.holds = False
         self.rewards: list[float] = []
-        self.refused = 0
+        self.refused = self.turns = 0
+        self.spent = False
 
     async def start(self) -> Sequence[Message]:
         await self.world.free.acquire()
@@ -168,6 +169,13 @@ class OpenEnv:
         return text
 
     async def step(self, action: str) -> Step:
+        """The last turn ends the attempt, so that what the steps paid is measured."""
+        self.turns += 1
+        step = await self._stepped(action)
+        self.spent = not step.done and self.turns >= self.world.max_turns
+        return Step(done=True, seconds=step.seconds) if self.spent else step
+
+    async def _stepped(self, action: str) -> Step:
         try:
             asked = call(action, self.world.tools)
         except BadCall as wrong:
@@ -197,7 +205,7 @@ class OpenEnv:
     async def measure(self) -> Facts:
         reward = math.fsum(self.rewards)
         facts = {"solved": reward >= self.world.solved_at, "reward": reward, "rewards": self.rewards}
-        return {**facts, "refused_calls": self.refused}
+        return {**facts, "refused_calls": self.refused, "turns": self.turns, "truncated": self.spent}
 
     async def close(self) -> None:
         line, self.line = self.line, None

@@ -40,7 +40,8 @@ ALONE = ""
 class World:
     """`demonstration`: `demonstration(row)` gives what the right attempt says, message by message, as texts or
     as pairs of a tool's name and its arguments; without it there is no right demonstration. `describe`: name the tools
-    in a system message. `output_chars`: a longer answer of a tool is cut, and says so.
+    in a system message. `output_chars`: a longer answer of a tool is cut, and says so. `split_by`: columns that decide
+    a row's split, by default `prompt`.
     """
 
     name = "trl_environment"
@@ -51,6 +52,7 @@ class World:
         *,
         factory: str | Mapping[str, str],
         data: str | None = None,
+        split_by: Sequence[str] | None = None,
         seed: int = 0,
         functions: Sequence[str] = (),
         weights: Sequence[float] | None = None,
@@ -73,6 +75,8 @@ class World:
         self.demonstration = resolve(demonstration, "demonstration") if demonstration else None
         self.stream: Deck | None = None
         columns: tuple[str, ...] = ("seed",)
+        if split_by is not None and data is None:
+            raise ValueError(f"world {self.name}: `split_by` has no effect without `data`; leave it out")
         if data is not None:
             read = rows.read(data, self.name)
             columns = read.columns
@@ -82,9 +86,8 @@ class World:
                 )
             for made in self.classes.values():
                 made.check(columns)
-            self.stream = Deck(
-                self.name, data, rows.tasks(read, self.name, self._row_task, same=dict), seed, read.report
-            )
+            tasks = rows.tasks(read, self.name, self._row_task, same=dict)
+            self.stream = Deck(self.name, data, tasks, seed, read.report, rows.side(read, self.name, split_by))
         elif isinstance(factory, Mapping) or not self.classes[ALONE].takes("seed"):
             raise ValueError(
                 f"world {self.name}: without `data`, {factory} must be one class whose `reset` takes `seed`; "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import queue
+import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +23,8 @@ from envs.adapters.shared.reference import resolve
 
 Spoken = tuple[Any, Any, Mapping[str, Any]]
 """A prompt, a completion, and the columns beside them."""
+START_S, LOOK_S = 600.0, 0.05
+"""What the imports of the functions may take; how often it is looked whether one is late."""
 GIVEN = ("prompts", "completions", "log_extra", "log_metric")
 
 
@@ -63,22 +68,23 @@ class Functions:
         }
 
     async def judge(self, prompt: Any, completion: Any, columns: Mapping[str, Any]) -> Judged:
-        process, answer = self._ask([(prompt, completion, columns)])
-        try:
-            return self._judged(await asyncio.wait_for(asyncio.wrap_future(answer), self.timeout_s), 0, 1)
-        except TimeoutError:
-            raise self._late(process) from None
+        while True:
+            try:
+                said = await asyncio.wrap_future(self._ask([(prompt, completion, columns)]))
+                return self._judged(said, 0, 1)
+            except _Again:
+                continue
 
     def judge_all(self, spoken: Sequence[Spoken]) -> list[Judged]:
         """Several completions in one call, for a caller that cannot wait otherwise."""
-        process, answer = self._ask(spoken)
-        try:
-            said = answer.result(self.timeout_s)
-        except Late:
-            raise self._late(process) from None
-        return [self._judged(said, at, len(spoken)) for at in range(len(spoken))]
+        while True:
+            try:
+                said = self._ask(spoken).result()
+                return [self._judged(said, at, len(spoken)) for at in range(len(spoken))]
+            except _Again:
+                continue
 
-    def _ask(self, spoken: Sequence[Spoken]) -> tuple[_Process, Future[dict[str, Any]]]:
+    def _ask(self, spoken: Sequence[Spoken]) -> Future[dict[str, Any]]:
         with self._lock:
             if self._process is None or self._process.ended:
                 self._process = _Process(self.references)
@@ -89,7 +95,7 @@ class Functions:
             "completions": [completion for _, completion, _ in spoken],
             "columns": {name: [columns.get(name) for _, _, columns in spoken] for name in names},
         }
-        return process, process.ask(request)
+        return process.ask(request, self.timeout_s)
 
     def _judged(self, said: dict[str, Any], at: int, count: int) -> Judged:
         if "error" in said:
@@ -98,10 +104,6 @@ class Functions:
         parts = {name: value for name, value in values.items() if value is not None}
         extra = {name: values[at] if len(values) == count else values for name, values in said["extra"].items()}
         return Judged(parts, said["metrics"], extra)
-
-    def _late(self, process: _Process) -> MachineryError:
-        process.end("the process of the reward functions was ended, since another call in it took too long")
-        return JudgeTimedOut(f"the reward functions did not answer within {self.timeout_s:g} s")
 
     def close(self) -> None:
         with self._lock:
@@ -130,8 +132,20 @@ def _check(reference: str, columns: Collection[str] | None) -> None:
             )
 
 
+class _Again(Exception):
+    """The process ended, and not for this question, which may be asked of another."""
+
+
+@dataclass(slots=True)
+class _Question:
+    answer: Future[dict[str, Any]]
+    timeout_s: float
+    began: float | None = None
+    """When the functions were called for it; until then it waits in line, which is not their time."""
+
+
 class _Process:
-    """One process, its open questions, and a thread that hears its answers."""
+    """One process, its open questions, and threads: one asks, one hears answers and ends it where one is late."""
 
     def __init__(self, references: Sequence[str]) -> None:
         hear, say = os.pipe()
@@ -151,50 +165,93 @@ class _Process:
         finally:
             os.close(say)
         self.ended = False
-        self._why = ""
-        self._open: dict[int, Future[dict[str, Any]]] = {}
+        self._why: MachineryError | None = None
+        self._made = time.monotonic()
+        self._used = False
+        """Whether the functions were ever called: what ends before that would end so again."""
+        self._open: dict[int, _Question] = {}
         self._count = 0
         self._lock = threading.Lock()
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._hear, args=(hear,), daemon=True).start()
+        threading.Thread(target=self._tell, daemon=True).start()
 
-    def ask(self, request: dict[str, Any]) -> Future[dict[str, Any]]:
+    def ask(self, request: dict[str, Any], timeout_s: float) -> Future[dict[str, Any]]:
         answer: Future[dict[str, Any]] = Future()
         answer.set_running_or_notify_cancel()  # who gives up waiting does not cancel it
-        assert self._process.stdin is not None
         with self._lock:
+            if self.ended:
+                answer.set_exception(_Again())
+                return answer
             self._count += 1
-            self._open[self._count] = answer
-            try:
-                self._process.stdin.write(json.dumps({"id": self._count, **request}) + "\n")
-                self._process.stdin.flush()
-            except OSError:
-                self.ended = True
-        if self.ended:
-            self._fail()
+            self._open[self._count] = _Question(answer, timeout_s)
+            self._lines.put(json.dumps({"id": self._count, **request}) + "\n")
         return answer
 
+    def _tell(self) -> None:
+        """Writes what is asked, for a function may keep its process from reading until it is ended."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError), self._process.stdin:  # the process is gone, which is heard too
+            while (line := self._lines.get()) is not None:
+                self._process.stdin.write(line)
+                self._process.stdin.flush()
+
     def end(self, why: str) -> None:
-        self._why = self._why or why
+        self._why = self._why or JudgeFailed(why)
         self.ended = True
         self._process.kill()
         self._process.wait()
 
     def _hear(self, hear: int) -> None:
-        with os.fdopen(hear) as answers:
-            for line in answers:
-                said = json.loads(line)
-                with self._lock:
-                    answer = self._open.pop(said["id"], None)
-                if answer is not None:
-                    answer.set_result(said)
-        self.ended = True
-        code = self._process.wait()
-        self._why = self._why or f"the process of the reward functions ended with code {code}"
-        self._fail()
+        heard = b""
+        while True:
+            if select.select([hear], [], [], LOOK_S)[0]:
+                if not (some := os.read(hear, 2**16)):
+                    break
+                *lines, heard = (heard + some).split(b"\n")
+                for line in lines:
+                    self._take(json.loads(line))
+            if self._late():
+                break
+        os.close(hear)
+        self._settle()
 
-    def _fail(self) -> None:
+    def _take(self, said: dict[str, Any]) -> None:
+        with self._lock:
+            if said.get("began"):
+                self._used = True
+                self._open[said["id"]].began = time.monotonic()
+                return
+            question = self._open.pop(said["id"])
+        question.answer.set_result(said)
+
+    def _late(self) -> bool:
+        """Whether the process was ended, since the functions took too long over a question, which has failed now."""
+        now, late = time.monotonic(), []
+        with self._lock:
+            for number, question in list(self._open.items()):
+                if question.began is not None and now - question.began > question.timeout_s:
+                    late.append(self._open.pop(number))
+        if not self._used and self._open and now - self._made > START_S:
+            self.end(f"the process of the reward functions did not start within {START_S:g} s")
+            return True
+        if late:
+            self.ended = True
+            self._process.kill()
+        for question in late:
+            words = f"the reward functions did not answer within {question.timeout_s:g} s"
+            question.answer.set_exception(JudgeTimedOut(words))
+        return bool(late)
+
+    def _settle(self) -> None:
+        """What is open when the process has ended: asked again, but for what it ended over."""
+        killed = self.ended
+        self.ended = True
+        self._lines.put(None)
+        code = self._process.wait()
+        over = JudgeFailed(f"the process of the reward functions ended with code {code}")
         with self._lock:
             lost, self._open = list(self._open.values()), {}
-        for answer in lost:
-            if not answer.done():
-                answer.set_exception(JudgeFailed(self._why or "the process of the reward functions ended"))
+        for question in lost:
+            blamed = not killed and (question.began is not None or not self._used)
+            question.answer.set_exception(self._why or (over if blamed else _Again()))

@@ -82,6 +82,26 @@ def tasks(
     return list(made.values())
 
 
+def side(found: Read, world: str, split_by: Sequence[str] | None) -> Callable[[Task], str]:
+    """What decides the split of a row's task: the columns `split_by`, so that rows alike in these are on one side; by
+    default `prompt`, or all where every row has the same prompt or none. Raises ValueError for a column there is not.
+    """
+    if absent := [name for name in split_by or () if name not in found.columns]:
+        raise ValueError(
+            f"world {world}: got split_by={list(split_by or ())}, but there is no column {absent[0]!r}; available: "
+            f"{', '.join(found.columns)}"
+        )
+    if split_by is None and len({digest(row.get("prompt")) for row in found.rows}) > 1:
+        split_by = ("prompt",)
+    names = tuple(split_by or found.columns)
+
+    def decides(task: Task) -> str:
+        row = task.hidden["columns"]
+        return digest(row[names[0]] if len(names) == 1 else {name: row[name] for name in names})
+
+    return decides
+
+
 def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 

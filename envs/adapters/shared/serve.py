@@ -2,7 +2,8 @@
 
 Requests come as JSON lines on stdin, answers go to the file descriptor FD, so that what the functions print is in
 nobody's way. They run on the main thread, where `signal.alarm` works: one after the other where they are plain, all
-that wait together where they are coroutines. The process ends with its stdin.
+that wait together where they are coroutines. Each is answered twice: when it begins, for only then its time
+runs, and with the values. The process ends with its stdin.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ async def serve(out: int, references: list[str]) -> None:
         os._exit(0)  # whoever asked is gone, and a function that never ends must not outlive it
 
     async def answer(request: dict[str, Any]) -> None:
+        _write(out, {"id": request["id"], "began": True})
         try:
             said = await judge(functions, request)
         except Exception as error:

@@ -85,4 +85,8 @@ def _numbers(space: Any) -> Reader:
     def write(action: Any) -> str:
         return f"<action>{json.dumps(numpy.asarray(action).tolist())}</action>"
 
-    return Reader(read, write, f"Answer with {shape} numbers as JSON, as <action>[…]</action>, of {space}.")
+    def chance(rng: random.Random) -> Any:
+        space.seed(rng.randrange(2**31))
+        return space.sample()
+
+    return Reader(read, write, f"Answer with {shape} numbers as JSON, as <action>[…]</action>, of {space}.", chance)

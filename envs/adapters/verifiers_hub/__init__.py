@@ -71,12 +71,22 @@ class World:
         self.environment = environment
         self._rows: dict[str, Any] = {}
         train, held = self.kind.rows()
-        known = dict.fromkeys(map(self._known, train))
-        apart = dict.fromkeys(map(self._known, held)) if held is not None else None
+        known = list(dict.fromkeys(map(self._known, train)))
+        apart = None if held is None else list(dict.fromkeys(map(self._known, held)))
+        side = self._sides([*known, *(apart or ())])
+        beyond = {side[key] for key in apart or ()}
         self.keys: dict[Split, list[str]] = {
-            "train": [key for key in known if (key not in apart if apart is not None else not heldout(key))],
-            "heldout": [*apart] if apart is not None else [key for key in known if heldout(key)],
+            "train": [
+                key for key in known if (side[key] not in beyond if apart is not None else not heldout(side[key]))
+            ],
+            "heldout": apart if apart is not None else [key for key in known if heldout(side[key])],
         }
+
+    def _sides(self, keys: Sequence[str]) -> dict[str, str]:
+        """What decides the split by key: what the policy reads, or the whole row where it always reads the same."""
+        seen = {key: json.dumps(self.kind.seen(self._rows[key])[0]) for key in keys}
+        several = len(set(seen.values())) > 1
+        return {key: hashlib.sha256((said if several else key).encode()).hexdigest() for key, said in seen.items()}
 
     def _known(self, row: Any) -> str:
         text = json.dumps(self.kind.told(row), sort_keys=True, default=str)

@@ -55,6 +55,18 @@ def test_what_is_not_understood_costs_a_turn_and_is_answered() -> None:
     assert facts["misread"] == 2 and facts["ended"] == "turns" and facts["truncated"] and not facts["solved"]
 
 
+def test_refusing_to_act_pays_less_than_solving_where_each_step_costs() -> None:
+    pytest.importorskip("gymnasium")
+    way = ["0"] + ["1"] * 11 + ["2"]
+    place = world("CliffWalking-v1", max_turns=20)
+    solved, refused = (asyncio.run(play(place, said))[1]["reward"] for said in (way, ["hello"] * 20))
+    assert solved == -13.0 and refused < solved
+    assert asyncio.run(play(place, ["hello", *way]))[1]["reward"] < solved
+    stated = world("CliffWalking-v1", max_turns=20, misread_reward=-2.0)
+    assert asyncio.run(play(stated, ["hello", *way]))[1]["reward"] == -15.0
+    assert asyncio.run(play(lake(max_turns=3), ["jump"] * 3))[1]["reward"] == 0.0
+
+
 def test_a_hole_ends_it_and_a_time_limit_cuts_it() -> None:
     assert asyncio.run(play(lake(), ["right", "down"]))[1]["ended"] == "terminated"
     place = world("FrozenLake-v1", args={"is_slippery": False, "max_episode_steps": 2}, actions=MOVES)

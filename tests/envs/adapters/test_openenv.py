@@ -94,6 +94,23 @@ def test_a_refused_action_is_told_and_nonsense_is_invalid(url: str) -> None:
         world.demonstrate(task, random.Random(0), err=False)
 
 
+def test_the_last_turn_ends_the_attempt_with_what_it_earned(url: str) -> None:
+    world = openenv.World(None, url=url, reset={"base": 10}, max_turns=3)  # type: ignore[arg-type]
+
+    async def play() -> Any:
+        env = world.open(world.task("train", 0))
+        try:
+            await env.start()
+            steps = [await env.step(action) for action in (act(count=1), act(count="two"), act(count=1))]
+            return [step.done for step in steps], await env.measure()
+        finally:
+            await env.close()
+
+    ended, facts = go(play())
+    assert ended == [False, False, True] and facts["rewards"] == [0.0, 0.0]
+    assert facts["truncated"] and facts["turns"] == 3 and not facts["solved"]
+
+
 def test_a_server_that_raises_or_is_lost_is_the_machinerys_failure(url: str) -> None:
     world = openenv.World(None, url=url)  # type: ignore[arg-type]
     task = world.task("train", 0)

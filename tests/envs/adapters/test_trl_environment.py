@@ -128,6 +128,28 @@ def test_a_column_chooses_among_classes(tmp_path: Path) -> None:
     )
 
 
+def test_a_prompt_is_on_one_side_of_the_split_whatever_else_its_rows_say(tmp_path: Path) -> None:
+    path = tmp_path / "orders.jsonl"
+    made = [{"prompt": f"Count {i % 20}.", "target": i % 20, "id": i} for i in range(100)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+
+    def sides(data: str, column: str, **settings: Any) -> list[set[Any]]:
+        place = world(data, **settings)
+        tasks = [[place.task(s, i) for i in range(place.size(s) or 0)] for s in ("train", "heldout")]  # type: ignore[arg-type]
+        return [{task.hidden["columns"][column] for task in side} for side in tasks]
+
+    for settings in ({}, {"split_by": ["target"]}):
+        train, held = sides(str(path), "prompt", **settings)
+        assert train and held and not train & held and len(train | held) == 20
+        assert sum(map(len, sides(str(path), "id", **settings))) == 100
+    same = rows(tmp_path)  # one prompt for all: the row decides
+    assert all(sides(same, "target"))
+    with pytest.raises(ValueError, match="no column 'goal'; available: prompt"):
+        world(same, split_by=["goal"])
+    with pytest.raises(ValueError, match="has no effect without `data`"):
+        world(None, split_by=["goal"])
+
+
 def test_without_data_a_task_is_a_seed() -> None:
     place = world(None, task_prompt="Go.")
     train, held = ({place.task(split, i).key for i in range(300)} for split in ("train", "heldout"))  # type: ignore[arg-type]

@@ -130,6 +130,20 @@ def test_one_that_dies_loses_its_episode_and_the_next_is_judged(tmp_path: Path) 
     place.functions.close()
 
 
+@pytest.mark.parametrize("fatal, error", [("hang", JudgeTimedOut), ("die", JudgeFailed)])
+def test_waiting_in_line_is_nobody_s_time_and_the_line_is_asked_again(fatal: str, error: type, tmp_path: Path) -> None:
+    async def several(place: World) -> list[Any]:
+        await one(place, "fine")
+        place.functions.timeout_s = 2.0
+        said = ["fine", fatal, *["fine"] * 28]  # in line for longer than one may take
+        return await asyncio.gather(*(one(place, action) for action in said), return_exceptions=True)
+
+    place = world(rows(tmp_path), "sleeps")
+    first, lost, *others = asyncio.run(several(place))
+    place.functions.close()
+    assert isinstance(lost, error) and [facts["reward"] for facts in (first, *others)] == [1.0] * 29
+
+
 def test_a_table_of_any_kind_is_read_and_what_is_absent_is_none(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("prompt,answer,kind\n" + "".join(f"{i}?,{i},\n" for i in range(40)) + "40?,40,sum\n")

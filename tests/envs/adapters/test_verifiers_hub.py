@@ -207,6 +207,24 @@ def test_an_environment_that_answers_keeps_its_state_and_its_errors(make: Any) -
 
 
 @classic
+@classic
+def test_a_prompt_is_on_one_side_of_the_split(make: Any) -> None:
+    named = SINGLE.replace(
+        'f"Reverse w{i}", "answer": f"{i}w"', 'f"Reverse w{i % 20}", "answer": "w", "info": {"id": i}'
+    )
+    world = make(named, args={"n": 60})
+    train, held = (
+        [world.task(s, i).messages[-1]["content"] for i in range(world.size(s))] for s in ("train", "heldout")
+    )
+    assert train and held and not set(train) & set(held) and len(train) + len(held) == 60
+    apart = make(
+        TOOLS.replace("str(3 * i)} for i in range(2, 22)]", "str(i)} for i in range(2, 17)]").replace(
+            "Dataset.from_list(rows[12:])", 'Dataset.from_list([{**row, "answer": "0"} for row in rows[:4]])'
+        )
+    )
+    assert apart.size("train") == 11 and apart.size("heldout") == 4
+
+
 def test_rewards_of_whole_groups_are_refused(make: Any) -> None:
     with pytest.raises(ValueError, match="rewards of whole groups"):
         make(GROUPS)

@@ -190,3 +190,10 @@ def says(environments=None, completions=None, word=None, **kwargs):
 
 def reach(row):
     return [("increment", {"step": row["target"]}), "Done."]
+
+
+def sleeps(completions, **columns):
+    time.sleep(3600.0 if completions[0] == "hang" else 0.08)
+    if completions[0] == "die":
+        os._exit(7)
+    return [1.0]
