@@ -272,6 +272,7 @@ def test_the_solution_earns_the_reward_and_nothing_earns_none(place: Place) -> N
     assert not place.play("sums", [SUBMIT]).solved
     assert not place.play("sums", [bash(SOLVE)]).solved, "not submitted"
     assert place.play("sums", ["I am done"]).invalid
+    assert place.play("sums", [bash(""), SUBMIT]).heard[-1] == "no output", "an empty command is one"
 
 
 @pytest.mark.docker
