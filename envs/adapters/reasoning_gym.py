@@ -7,24 +7,28 @@ The answer is what stands between the last `<answer>` and `</answer>`. `facts["s
 was said, which here pays nothing. Solved is the full score only. The words of a problem decide on its split.
 
 Some scorers evaluate the answer as Python. Where the right answers need few signs, others are refused before the scorer
-sees them; what cannot be made safe, or gives another problem each time, is in `REFUSED` and cannot be played.
+sees them; what cannot be made safe, or gives another problem each time, is in `REFUSED` and cannot be played. Scorers
+run in a process of their own with limited memory, ended where one takes longer than `timeout_s`: where it takes the
+right answer in time, an answer over which it was late, raised or died is a wrong one.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import json
 import os
 import random
 import re
+import resource
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from envs import Env, EnvCrashed, Facts, JudgeFailed, JudgeTimedOut, Message, Split, Step, Task, heldout
-from envs.adapters.shared.thread import Thread
+from envs.adapters.shared.functions import Functions
 from envs.sandboxes import SandboxPool
 
 ASK = "Give the final answer alone between <answer> and </answer>."
@@ -36,6 +40,9 @@ SPAN, CHUNKS = 100, 32
 TRIES = 500
 ANSWER_CHARS = 20_000
 FULL = 1.0 - 1e-9
+MAKE_S, MEMORY_MB = 600.0, 2048
+"""To make the problems of one seed again; what a scorer may take beyond what its process has at first."""
+SCORER = f"{__name__}:score"
 
 _EVALUATES = "its scorer runs the answer as Python, and no set of signs would make that safe"
 _CHANGES = "the same position gives another problem each time"
@@ -86,6 +93,7 @@ class World:
             self._chunk(0)
         except (AssertionError, TypeError, ValueError) as error:
             raise ValueError(f"world {self.name}: {dataset} refuses {self.args}: {error}") from None
+        self.functions = Functions([SCORER], None, timeout_s)
 
     def task(self, split: Split, index: int) -> Task:
         own = f"{self.seed}/" if split == "train" else ""
@@ -139,14 +147,13 @@ class World:
         return [*task.messages, {"role": "assistant", "content": f"<answer>{answer}</answer>"}]
 
     async def close(self) -> None:
-        return None
+        self.functions.close()
 
 
 class Attempt:
     def __init__(self, world: World, task: Task) -> None:
         self.world, self.task = world, task
         self.said = ""
-        self.thread = Thread()
 
     async def start(self) -> Sequence[Message]:
         return self.task.messages
@@ -159,12 +166,12 @@ class Attempt:
         answer = extract(self.said)
         if answer is None:
             return {"solved": False, "reward": 0.0, "verdict": "no answer"}
-        made, entry = self.world.entry(self.task)
+        _, entry = self.world.entry(self.task)
         dataset = entry.get("metadata", {}).get("source_dataset", self.world.dataset)
         shown = {"answer": answer[:200]}
         if why := _refused(dataset, answer):
             return {"solved": False, "reward": 0.0, "verdict": why, **shown}
-        score, why = await self._score(made, entry, answer)
+        score, why = await self._score(answer)
         gold = self.task.hidden["answer"]
         if score >= FULL and dataset in ALSO and not ALSO[dataset](answer, entry):
             score, why = 0.0, "taken by the scorer, though wrong"
@@ -173,36 +180,54 @@ class Attempt:
             reward, why = 0.0, "contains the right answer"
         return {"solved": score >= FULL, "reward": reward, "score": score, "verdict": why, **shown}
 
-    async def _score(self, made: Any, entry: dict[str, Any], answer: str) -> tuple[float, str]:
-        """The scorer's number. Where it raises over this answer and takes the right one, the answer is a wrong one."""
+    async def _score(self, answer: str) -> tuple[float, str]:
+        """The scorer's number. Where this answer breaks it or keeps it, and the right one does not, it is wrong."""
         try:
-            return await self._asked(made, entry, answer), "scored"
-        except Exception as error:
-            if isinstance(error, JudgeTimedOut):
-                raise
-            broke = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            return await self._asked(answer), "scored"
+        except JudgeTimedOut:
+            broke, late = "took too long over it", True
+        except JudgeFailed as error:
+            broke, late = f"raised {str(error)[:160]}", False
         gold = self.task.hidden["answer"]
         try:
-            scored = await self._asked(made, entry, gold)
-            sound = gold is None or scored >= FULL
-        except JudgeTimedOut:
-            raise
-        except Exception:
+            sound = await self._asked(gold) >= FULL or gold is None
+        except JudgeFailed:
             sound = False
         if not sound:
-            raise JudgeFailed(f"the scorer of {self.world.dataset} raised {broke}")
-        return 0.0, f"the scorer takes no such answer: {broke}"
+            failed = JudgeTimedOut if late else JudgeFailed
+            raise failed(f"the scorer of {self.world.dataset} {broke}, and does not take the right answer either")
+        return 0.0, f"the scorer takes no such answer: it {broke}"
 
-    async def _asked(self, made: Any, entry: dict[str, Any], answer: str | None) -> float:
-        try:
-            return float(await asyncio.wait_for(self.thread(made.score_answer, answer, entry), self.world.timeout_s))
-        except TimeoutError:
-            raise JudgeTimedOut(
-                f"the scorer of {self.world.dataset} did not answer within {self.world.timeout_s:g} s"
-            ) from None
+    async def _asked(self, answer: str | None) -> float:
+        """Raises JudgeTimedOut, and JudgeFailed where the scorer raises, dies, or gives no finite number."""
+        world, hidden = self.world, self.task.hidden
+        which = {"dataset": world.dataset, "args": json.dumps(world.args), "position": hidden["position"]}
+        which["chunk"] = hidden["chunk"]
+        await world.functions.judge("", None, {**which, "asks": False}, MAKE_S)
+        parts = (await world.functions.judge("", answer, {**which, "asks": True})).parts
+        if not parts:
+            raise JudgeFailed(f"the scorer of {world.dataset} gave NaN; expected a finite number")
+        return parts["score"]
 
     async def close(self) -> None:
-        self.thread.close()
+        return None
+
+
+@lru_cache(maxsize=4)
+def _again(dataset: str, args: str) -> World:
+    """The world that asks, made in the process of scorers, which from now on has so much memory and no more."""
+    place = World(None, dataset=dataset, args=json.loads(args))  # type: ignore[arg-type]
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + MEMORY_MB * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    return place
+
+
+def score(completions: list[Any], dataset: Any, args: Any, chunk: Any, position: Any, asks: Any) -> list[float]:
+    """Called in a process of its own, with lists of one. `asks`: whether to score, or only to make the problem."""
+    made = _again(dataset[0], args[0])._chunk(chunk[0])
+    entry = made[position[0]]
+    return [float(made.score_answer(completions[0], entry)) if asks[0] else 0.0]
 
 
 def extract(said: str) -> str | None:
@@ -215,7 +240,7 @@ def _refused(dataset: str, answer: str) -> str:
     """Why the scorer may not see an answer; empty where it may."""
     if dataset in REFUSED:  # within a composite
         raise JudgeFailed(f"{dataset} cannot be played: {REFUSED[dataset]}")
-    if _HUGE.search(answer):
+    if _HUGE.search(answer.replace("_", "")):
         return "has a number of thousands of digits"
     if len(answer) > ANSWER_CHARS:
         return "too long"
@@ -232,6 +257,8 @@ def _same_numbers(answer: str, entry: Mapping[str, Any]) -> bool:
 def _near(answer: str, entry: Mapping[str, Any]) -> bool:
     """The scorer of coin_flip takes any beginning of the right number, so 0 for every probability."""
     try:
+        if _HUGE.search(answer.replace("_", "").replace(",", "")):
+            return False
         got, gold = (float(Fraction(text.replace(",", ""))) for text in (answer, entry["answer"]))
         return abs(got - gold) <= min(1e-4, abs(gold) / 100)
     except (ValueError, ZeroDivisionError, OverflowError):

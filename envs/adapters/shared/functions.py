@@ -67,10 +67,13 @@ class Functions:
             name: float(weight) for name, weight in zip(self.names, weights or [1.0] * len(self.names), strict=True)
         }
 
-    async def judge(self, prompt: Any, completion: Any, columns: Mapping[str, Any]) -> Judged:
+    async def judge(
+        self, prompt: Any, completion: Any, columns: Mapping[str, Any], timeout_s: float | None = None
+    ) -> Judged:
+        """`timeout_s`: of this call, where it is another than that of all."""
         while True:
             try:
-                said = await asyncio.wrap_future(self._ask([(prompt, completion, columns)]))
+                said = await asyncio.wrap_future(self._ask([(prompt, completion, columns)], timeout_s))
                 return self._judged(said, 0, 1)
             except _Again:
                 continue
@@ -84,7 +87,7 @@ class Functions:
             except _Again:
                 continue
 
-    def _ask(self, spoken: Sequence[Spoken]) -> Future[dict[str, Any]]:
+    def _ask(self, spoken: Sequence[Spoken], timeout_s: float | None = None) -> Future[dict[str, Any]]:
         with self._lock:
             if self._process is None or self._process.ended:
                 self._process = _Process(self.references)
@@ -95,7 +98,7 @@ class Functions:
             "completions": [completion for _, completion, _ in spoken],
             "columns": {name: [columns.get(name) for _, _, columns in spoken] for name in names},
         }
-        return process.ask(request, self.timeout_s)
+        return process.ask(request, timeout_s or self.timeout_s)
 
     def _judged(self, said: dict[str, Any], at: int, count: int) -> Judged:
         if "error" in said:

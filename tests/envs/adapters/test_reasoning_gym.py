@@ -5,7 +5,6 @@ import asyncio
 import inspect
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from envs import Facts, JudgeFailed
 
 pytest.importorskip("reasoning_gym")
 
-from reasoning_gym.dataset import ProceduralDataset
-from reasoning_gym.factory import DATASETS, register_dataset
+from reasoning_gym.factory import DATASETS
 
 from envs.adapters import reasoning_gym as adapter
 from envs.adapters.reasoning_gym import World, extract
+from envs.adapters.shared.reference import resolve
 
 EVALUATING = {"eval", "exec", "parse_expr", "sympify"}
 SEVERAL = (
@@ -33,8 +32,19 @@ SEVERAL = (
 )
 
 
+MADE: list[World] = []
+
+
 def world(dataset: str, **settings: Any) -> World:
-    return World(None, dataset=dataset, **settings)  # type: ignore[arg-type]
+    MADE.append(World(None, dataset=dataset, **settings))  # type: ignore[arg-type]
+    return MADE[-1]
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    while MADE:
+        asyncio.run(MADE.pop().close())
 
 
 def answered(place: World, answer: str, index: int = 0) -> Facts:
@@ -114,8 +124,10 @@ def test_what_a_scorer_takes_though_it_is_wrong_is_wrong(dataset: str, answer: s
 
 
 def test_a_number_of_a_billion_digits_is_not_written_out() -> None:
-    facts = answered(world("coin_flip"), "1e999999999")
-    assert not facts["solved"] and "thousands of digits" in facts["verdict"]
+    for answer in ("1e999999999", "1e10_000_000"):
+        facts = answered(world("coin_flip"), answer)
+        assert not facts["solved"] and "thousands of digits" in facts["verdict"]
+    assert not answered(world("coin_flip"), "1e1,000,000")["solved"]
 
 
 def test_sets_in_the_order_of_the_process_need_a_fixed_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,35 +168,28 @@ def test_every_module_that_evaluates_is_known() -> None:
     }
 
 
-class Brittle(ProceduralDataset):
-    """A scorer that one answer breaks, and, where `broken`, every one does."""
-
-    def __init__(self, config: "Settings") -> None:
-        super().__init__(config, seed=config.seed, size=config.size)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        question = f"{index % 40}?" if self.config.few else f"{self.seed} and {index}?"
-        return {"question": question, "answer": "42", "metadata": {}}
-
-    def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
-        if self.config.broken:
-            raise RuntimeError("no scorer today")
-        return 1.0 / (answer != "7000") if answer in ("42", "7000") else 0.0
-
-
-@dataclass
-class Settings:
-    seed: int = 0
-    size: int = 500
-    broken: bool = False
-    few: bool = False
-
-
 @pytest.fixture
-def brittle() -> Iterator[None]:
-    register_dataset("brittle", Brittle, Settings)
-    yield
-    del DATASETS["brittle"]
+def brittle(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(__file__).with_name("brittle.py")
+    resolve(f"{path}:score", "scorer")
+    monkeypatch.setattr(adapter, "SCORER", f"{path}:score")
+
+
+@pytest.mark.parametrize("answer, why", [("hold", "too long"), ("grow", "MemoryError")])
+def test_an_answer_that_keeps_the_scorer_or_its_memory_is_wrong(answer: str, why: str, brittle: None) -> None:
+    place = world("brittle")
+    place.functions.timeout_s = 2.0
+    facts = answered(place, answer)
+    assert not facts["solved"] and facts["reward"] == 0.0 and why in facts["verdict"]
+    place.functions.timeout_s = 30.0
+    assert answered(place, "42")["solved"]
+
+
+def test_a_cube_turned_ten_million_times_is_not_solved() -> None:
+    place = world("rubiks_cube")
+    place.functions.timeout_s = 2.0
+    facts = answered(place, "F9999999")
+    assert not facts["solved"] and facts["reward"] == 0.0
 
 
 def test_an_answer_that_breaks_the_scorer_is_wrong_and_a_broken_scorer_no_verdict(brittle: None) -> None:
