@@ -109,7 +109,7 @@ def ours(folder: Path, vocab: int, device: str, row_tokens: int) -> tuple[torch.
             row = row.to(torch.device(device))
             with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
                 logprob_BT, entropy_BT = token_logprobs(model, row.ids_BT, row.position_BT, row.mask_BT)
-            given = (logprob_BT, row.behaviour_BT, row.advantage_BT, row.mask_BT, entropy_BT)
+            given = (logprob_BT, row.behaviour_BT, row.advantage_BT, row.mask_BT, entropy_BT, row.document_BT)
             loss, _ = algorithm.loss(*given, denominator=float(ATTEMPTS * LONGEST))
             loss.backward()
             total += float(loss.detach())
