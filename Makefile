@@ -26,7 +26,7 @@ test: setup ## set up, check, then every test that this machine can run
 check: environment ## format, lint, types, and which room may import which
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
-	$(python) -m mypy rl envs rewards policy
+	$(python) -m mypy rl envs rewards policy benchmarks
 	$(python) -m pytest -q tests/test_arrows.py
 
 setup: engine ## virtual environment, Docker engine, sandbox image (fresh: about a minute)

@@ -242,7 +242,8 @@ def gradients_equal(model: Path, played: list[Group]) -> bool:
 
 def in_process(only: list[str], backend: str, folder: Path, model: Path, groups: int, rate: float) -> dict[str, Any]:
     rollout.WORLD_TIMEOUT_S, usual = CALL_TIMEOUT_S, rollout.WORLD_TIMEOUT_S
-    found, all_played = {}, []
+    found: dict[str, Any] = {}
+    all_played: list[Group] = []
     try:
         for boundary in only:
             found[boundary], played = asyncio.run(scenario(boundary, backend, folder, model, groups, rate))

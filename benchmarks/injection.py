@@ -96,7 +96,7 @@ class FaultySandbox:
         if self._faults.strikes("sandbox_exec"):
             raise SandboxLost("injected: the command was not answered")
         if self._faults.kill and self._faults.strikes("mid_episode_death"):
-            dying = asyncio.create_task(self._faults.kill(self._sandbox))
+            dying = asyncio.ensure_future(self._faults.kill(self._sandbox))
             try:
                 return await self._sandbox.exec("sleep 30", timeout_s=60.0)  # it dies under it
             finally:
