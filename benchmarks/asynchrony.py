@@ -1,12 +1,13 @@
 """What asynchrony buys where worlds are slow and uneven, and what the rollout path costs over the bare engine.
 
-    python -m benchmarks.asynchrony [--json] [--tokens 2400] [--median 1.0] [--sigma 1.2]
+    python -m benchmarks.asynchrony [--json] [--tokens 4800] [--median 1.0] [--sigma 1.2]
 
 Part 1, the real stack in both modes until the same number of sampled tokens is trained on: mathematics behind waits
-drawn from a log-normal (envs/delayed.py), the same draws in both. `speedup` is lock-step's wall time over the
-asynchronous one's, `bound` the same quotient in a simulation of these draws with the step and generation times that
-lock-step had, free of contention and of the bound on staleness; `of_bound` their quotient. Idle: the trainer's share of
-waiting, and the share of the engine's raw speed that was not used.
+drawn from a log-normal (envs/delayed.py), the same draws in both. Lock-step takes a step after each wave, the
+asynchronous run after as many tokens as a wave brought on average: equal work is equal batches too. `speedup` is
+lock-step's wall time over the asynchronous one's, by the token; `bound` the same quotient in a simulation of these
+draws with the step and generation times that lock-step had, free of contention and of the bound on staleness;
+`of_bound` their quotient. Idle: the trainer's share of waiting, and the share of the engine's raw speed not used.
 
 Part 2: sampled tokens/s of whole episodes through workers, chat, world, verifier and reward (`path`), against the same
 prompts and sampling given straight to the engine by a loop (`raw`): `of_raw`.
@@ -42,15 +43,15 @@ name: waiting
 worlds: {{delayed: {{args: {{median_s: {median}, sigma: {sigma}, args: {inner}}}}}}}
 policy: {{turn_tokens: 32, context: 128}}
 warmstart: {{steps: 1200}}
-learner: {{lr: 1e-4, batch_tokens: {batch_tokens}}}
+learner: {{lr: 1e-4}}
 engine: {{max_sequences: 192, args: {{block_size: 32}}}}
 train: {{steps: 100000, tokens: {tokens}, groups: {groups}, checkpoint_every: 100000}}
 eval: {{tasks: 4}}
 """
 INNER = "{families: [arithmetic, compare, word], levels: [0, 1], python_tool: false}"
 GROUPS = 24
-BATCH_TOKENS = 150
-"""Below what one wave of lock-step brings, so that each wave is one step."""
+LEAST_TOKENS = 150
+"""A batch of lock-step: below what one wave brings, so that each wave is one step."""
 REQUESTS = 1536
 ADMITTED = 2
 """Attempts in flight over what the engine holds at once, in both, as in a run (`train.groups`)."""
@@ -84,7 +85,7 @@ def lockstep_s(groups: list[Played], budget: int, step_s: float, overhead_s: flo
     now = trained = at = 0.0
     while trained < budget:
         ready = 0
-        while ready < BATCH_TOKENS:
+        while ready < LEAST_TOKENS:
             wave = [groups[(int(at) + i) % len(groups)] for i in range(GROUPS)]
             at += GROUPS
             now += max(group.waited_s for group in wave) + overhead_s
@@ -94,7 +95,7 @@ def lockstep_s(groups: list[Played], budget: int, step_s: float, overhead_s: flo
     return now
 
 
-def overlapped_s(groups: list[Played], budget: int, step_s: float, overhead_s: float) -> float:
+def overlapped_s(groups: list[Played], budget: int, step_s: float, overhead_s: float, batch_tokens: int) -> float:
     """Wall time where GROUPS places are always taken and steps go on beside them."""
     ends = [group.waited_s + overhead_s for group in groups[:GROUPS]]
     heap = [(end, number) for number, end in enumerate(ends)]
@@ -105,7 +106,7 @@ def overlapped_s(groups: list[Played], budget: int, step_s: float, overhead_s: f
         ready += groups[number % len(groups)].tokens
         heapq.heappush(heap, (now + groups[following % len(groups)].waited_s + overhead_s, following))
         following += 1
-        if ready >= BATCH_TOKENS:
+        if ready >= batch_tokens:
             free = max(now, free) + step_s
             trained, ready = trained + ready, 0
             if trained >= budget:
@@ -115,12 +116,13 @@ def overlapped_s(groups: list[Played], budget: int, step_s: float, overhead_s: f
 def waiting(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Part 1."""
     path = folder / "waiting.yaml"
-    given = vars(args) | {"inner": INNER, "groups": GROUPS, "batch_tokens": BATCH_TOKENS}
-    path.write_text(WAITING.format(**given))
+    path.write_text(WAITING.format(**vars(args), inner=INNER, groups=GROUPS))
+    batch_tokens = LEAST_TOKENS
     groups: dict[int, Played] = {}
     found: dict[str, dict[str, float]] = {}
     for name in ("sync", "async"):
         overrides = [f"name={name}", f"runs={folder}", f"train.sync={str(name == 'sync').lower()}"]
+        overrides.append(f"learner.batch_tokens={batch_tokens}")
         settings = config.load(path, overrides)
         train(settings, resume=False)
         run = Run(settings.folder)
@@ -136,13 +138,15 @@ def waiting(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "trainer_idle": sum(row["wait_s"] for row in rows) / wall_s,
             "staleness": sum(row["staleness_mean"] for row in rows) / len(rows),
         }
+        batch_tokens = round(found[name]["tokens"] / found[name]["steps"])
     order = [groups[lease] for lease in sorted(groups)]
     waits_s = sum(
         max(g.waited_s for g in order[i : i + GROUPS]) for i in range(0, GROUPS * int(found["sync"]["steps"]), GROUPS)
     )
     sync = found["sync"]
     overhead_s = max(0.0, (sync["wall_s"] - waits_s) / sync["steps"] - sync["step_s"])
-    simulated = [f(order, args.tokens, sync["step_s"], overhead_s) for f in (lockstep_s, overlapped_s)]
+    costs = (order, args.tokens, sync["step_s"], overhead_s)
+    simulated = lockstep_s(*costs), overlapped_s(*costs, round(sync["tokens"] / sync["steps"]))
     speedup = (sync["wall_s"] / sync["tokens"]) / (found["async"]["wall_s"] / found["async"]["tokens"])
     bound = simulated[0] / simulated[1]
     return {
@@ -226,7 +230,7 @@ def bare(folder: Path) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--tokens", type=int, default=2400)
+    parser.add_argument("--tokens", type=int, default=4800)
     parser.add_argument("--median", type=float, default=1.0)
     parser.add_argument("--sigma", type=float, default=1.2)
     parser.add_argument("--part", type=int, choices=(1, 2))
