@@ -25,6 +25,8 @@ VERSION = 1
 """Raised when the demonstrations or the training change, so that older caches are not taken for the same."""
 TOKENIZER_DEMONSTRATIONS = 2000
 THREADS = 2
+HEADS = (32, 64, 80, 96, 112, 128)
+"""Dimensions of an attention head that vLLM serves on a CPU, as far as a small policy goes."""
 
 
 class Progress(Protocol):
@@ -78,6 +80,12 @@ def demonstrations(worlds: dict[str, World], error_rate: float) -> Iterator[list
 
 def _make(settings: RunConfig, folder: Path, page: Progress) -> float:
     began = time.monotonic()
+    hidden, heads = settings.warmstart.hidden, settings.warmstart.heads
+    if settings.engine.name == "vllm" and hidden / heads not in HEADS:
+        raise ValueError(
+            f"got warmstart.hidden={hidden} in {heads} heads, {hidden / heads:g} dimensions a head; "
+            f"expected what vLLM serves on a CPU: {', '.join(map(str, HEADS))}"
+        )
     page.phase("warm start: loading libraries")
     import torch
 

@@ -38,12 +38,19 @@ def test_the_cache_depends_on_a_worlds_code_arguments_and_data(sums: Path) -> No
     assert len({first, without, one, folder("worlds.sums.args.rows=rows.txt")}) == 4
 
 
+class Page:
+    def phase(self, name: str) -> None: ...
+
+    def progress(self, done: int, total: int, note: str = "") -> None: ...
+
+
+def test_a_head_that_no_engine_serves_is_refused_before_anything_is_made() -> None:
+    with pytest.raises(ValueError, match=r"hidden=64 in 4 heads, 16 dimensions a head; expected .* 32, 64"):
+        warmstart.ensure(load("x.yaml", ["warmstart.hidden=64"]), Page())
+    assert not list(Path(".cache/warmstart").glob("*"))
+
+
 def test_a_world_without_a_wrong_demonstration_says_so(sums: Path) -> None:
-    class Page:
-        def phase(self, name: str) -> None: ...
-
-        def progress(self, done: int, total: int, note: str = "") -> None: ...
-
     sums.write_text(ONE_TURN.replace("def wrong", "def _wrong"))
     with pytest.raises(ValueError, match="world sums has no `wrong`, so there is no wrong demonstration"):
         warmstart.ensure(load("x.yaml"), Page())
