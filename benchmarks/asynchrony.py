@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import heapq
 import json
 import sys
@@ -236,7 +237,7 @@ def main() -> int:
     parser.add_argument("--part", type=int, choices=(1, 2))
     args = parser.parse_args()
     found: dict[str, Any] = {"median_s": args.median, "sigma": args.sigma}
-    with tempfile.TemporaryDirectory(prefix="touchstone-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="touchstone-bench-") as folder, contextlib.redirect_stdout(sys.stderr):
         if args.part != 2:
             found |= waiting(args, Path(folder))
         if args.part != 1:

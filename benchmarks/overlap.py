@@ -9,6 +9,7 @@ is the share of that time in which the learner learnt, `step_s` the mean of a st
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=60000)
     parser.add_argument("--config", default="configs/quickstart.yaml")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="touchstone-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="touchstone-bench-") as folder, contextlib.redirect_stdout(sys.stderr):
         found = {name: measure(args.config, folder, args.tokens, sync=name == "sync") for name in ("async", "sync")}
     per_token = {name: figures["wall_s"] / figures["tokens"] for name, figures in found.items()}
     ratio = per_token["sync"] / per_token["async"]

@@ -12,6 +12,7 @@ second step to the end of the last, so that neither side pays for its start. Bot
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -154,7 +155,7 @@ def main() -> int:
         parser.error(f"got --steps {args.steps}; expected more than {SKIP}")
     found: dict[str, Any] = {}
     for kind in KINDS if args.kind is None else [args.kind]:
-        with tempfile.TemporaryDirectory(prefix="touchstone-bench-") as folder:
+        with tempfile.TemporaryDirectory(prefix="touchstone-bench-") as folder, contextlib.redirect_stdout(sys.stderr):
             settings = settings_for(kind, Path(folder), args.steps)
             with Page(settings) as page:
                 model, _ = warmstart.ensure(settings, page)
