@@ -30,6 +30,9 @@ from rl.train import Training
 RATE = 100.0
 SIGMA = 0.5
 SECONDS = 20.0
+TURNOVERS = 2.5
+"""Of the attempts, before the measuring: those that began together also end together at first. A group, which takes as
+long as its slowest attempt, is then in its second."""
 CONFIG = """
 name: growth
 worlds:
@@ -47,15 +50,10 @@ def of_process(pid: int) -> tuple[float, float]:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def worker_pid() -> int:
-    """The rollout worker of this machine, by the name that Ray gives it."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(b"ray::RolloutWorker"):
-                return int(path.parent.name)
-        except OSError:
-            continue
-    raise RuntimeError("no rollout worker is running; expected one")
+async def worker_pid(cluster: Cluster) -> int:
+    """Its own rollout worker: there may be others on this machine."""
+    pid: int = await cluster.workers[0].actor.__ray_call__.remote(lambda _: os.getpid())
+    return pid
 
 
 def measure(folder: Path, model: str, episodes: int) -> dict[str, float]:
@@ -73,8 +71,8 @@ def measure(folder: Path, model: str, episodes: int) -> dict[str, float]:
             await cluster.start(model, run.logs, learn=False)
             training = Training(settings, run, cluster, Page(settings))
             feeding = asyncio.create_task(training.feed())
-            await asyncio.sleep(5 + 1.5 * episodes / RATE)
-            pids = (os.getpid(), worker_pid())
+            await asyncio.sleep(5 + TURNOVERS * episodes / RATE)
+            pids = (os.getpid(), await worker_pid(cluster))
             before, began, played = [of_process(pid) for pid in pids], time.monotonic(), len(training.window.groups)
             await asyncio.wait({feeding}, timeout=SECONDS)
             after, seconds = [of_process(pid) for pid in pids], time.monotonic() - began

@@ -7,6 +7,8 @@ tokens are at least as new as the version at which the group was admitted: bound
 from __future__ import annotations
 
 import asyncio
+import bisect
+from collections import defaultdict
 from collections.abc import Sequence
 
 from rl.trajectory import Group
@@ -19,26 +21,29 @@ class Buffer:
         self.batch_tokens, self.max_staleness = batch_tokens, max_staleness
         self.in_flight: dict[int, int] = {}
         """Version at admission, by lease."""
+        self._admitted: dict[int, set[int]] = defaultdict(set)
+        """The same leases by version, of which there are few."""
         self.ready: list[Group] = []
+        self.tokens = 0
+        """Sampled tokens that are ready to be trained on."""
         self.learning = False
         """From `take` until whoever took says that engines serve what was learnt."""
         self._changed = asyncio.Event()
 
     def admit(self, lease: int, version: int) -> None:
         self.in_flight[lease] = version
+        self._admitted[version].add(lease)
 
     def arrive(self, group: Group, *, useful: bool) -> None:
         """A group is done. One that teaches nothing leaves here."""
-        del self.in_flight[group.lease]
+        version = self.in_flight.pop(group.lease)
+        self._admitted[version].remove(group.lease)
+        if not self._admitted[version]:
+            del self._admitted[version]
         if useful:
-            self.ready.append(group)
-            self.ready.sort(key=lambda g: (g.version, g.lease))
+            bisect.insort(self.ready, group, key=lambda g: (g.version, g.lease))
+            self.tokens += tokens_of(group)
         self._changed.set()
-
-    @property
-    def tokens(self) -> int:
-        """Sampled tokens that are ready to be trained on."""
-        return sum(tokens_of(group) for group in self.ready)
 
     @property
     def full(self) -> bool:
@@ -52,7 +57,8 @@ class Buffer:
 
     def too_old(self, version: int) -> list[int]:
         """Leases in flight that must be in the step from `version`, since the one after would find them too old."""
-        return [lease for lease, admitted in self.in_flight.items() if version + 1 - admitted > self.max_staleness]
+        old = (leases for admitted, leases in self._admitted.items() if version + 1 - admitted > self.max_staleness)
+        return [lease for leases in old for lease in leases]
 
     def waiting_for(self, version: int) -> str:
         """What keeps the next batch, in words, for the person who looks."""
@@ -74,6 +80,7 @@ class Buffer:
             group = self.ready.pop(0)
             taken.append(group)
             tokens += tokens_of(group)
+        self.tokens -= tokens
         return taken
 
 

@@ -6,6 +6,7 @@ One machine or many, same code: an actor asks for GPUs by configuration and Ray 
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import os
@@ -28,7 +29,7 @@ from rl.config import RunConfig
 from rl.firewall import ActorDied, LearnerDied, post_mortem
 from rl.supervise import PING_TIMEOUT_S, Hung, Seat, Supervisor, how
 from rl.trajectory import Group, Member
-from rl.workers import GONE, Generator, LearnerWorker, RolloutWorker
+from rl.workers import GONE, YOUNG, Generator, LearnerWorker, RolloutWorker
 
 # Each wait has an owner, the process that is asked, and a deadline that only a process that hangs lets pass.
 START_TIMEOUT_S = 1800.0
@@ -96,6 +97,7 @@ class Cluster:
         config, self._logs = self.config, logs.resolve()
         self._model = str(Path(model).resolve())
         self._folder = tempfile.mkdtemp(prefix="touchstone-ray-")
+        gc.set_threshold(YOUNG)
         self.supervisor = Supervisor(
             gone=(*GONE, EngineDied), kill=ray.kill, ready=self._ready, taken=self._taken, log=self._log
         )

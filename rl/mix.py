@@ -119,7 +119,7 @@ class Mix:
         def due(world: str) -> float:
             a_lease = unknown if (mean := expected[world]) is None else mean
             brought, sampled = self._back[stage, world]
-            playing = sum(of == stage for of in self._playing[world].values())
+            playing = list(self._playing[world].values()).count(stage)
             return (max(brought, LEAST_USEFUL * sampled) + (playing + 1) * a_lease) / targets[world]
 
         return min(targets, key=due)

@@ -11,10 +11,11 @@ import json
 import os
 import socket
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class WaitedTooLong(RuntimeError):
     """A wait of the driver passed its deadline."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Wait:
     """One thing that the driver waits for; `owner` is who must bring it."""
 
@@ -55,7 +56,8 @@ class Board:
         self.describe: Callable[[], Mapping[str, Any]] = dict
         """Further facts of the run, asked for at each writing."""
         self.swap: dict[str, float] = {}
-        self._waits: list[Wait] = []
+        self._waits: dict[str, list[Wait]] = defaultdict(list)
+        """By what is waited for."""
         self._spans: deque[tuple[str, float, float]] = deque()
         self._samples: deque[tuple[float, Mapping[str, int]]] = deque()
         self._phase, self._state, self._why = "starting", "running", ""
@@ -78,11 +80,13 @@ class Board:
         try:
             async with timeout:
                 wait = Wait(what, owner, began, limit, lease, timeout)
-                self._waits.append(wait)
+                self._waits[what].append(wait)
                 try:
                     yield
                 finally:
-                    self._waits.remove(wait)
+                    self._waits[what].remove(wait)
+                    if not self._waits[what]:
+                        del self._waits[what]
                     if what in _TRAINER:
                         self._spans.append((_TRAINER[what], began, time.monotonic()))
         except TimeoutError:
@@ -95,8 +99,8 @@ class Board:
 
     def renew(self, what: str) -> None:
         """Something came in: the deadline of this wait counts from now."""
-        for wait in self._waits:
-            if wait.what == what and not wait.timeout.expired():
+        for wait in self._waits.get(what, ()):
+            if not wait.timeout.expired():
                 wait.timeout.reschedule(asyncio.get_running_loop().time() + wait.deadline_s)
 
     def sample(self, attempts: Mapping[str, int], late_s: float = 0.0) -> None:
@@ -140,7 +144,7 @@ class Board:
 
     def facts(self) -> dict[str, Any]:
         now = time.monotonic()
-        waits = sorted(self._waits, key=lambda wait: wait.began)
+        waits = sorted(chain.from_iterable(self._waits.values()), key=lambda wait: wait.began)
         leases = [wait for wait in waits if wait.lease is not None]
         return {
             "state": self._state,
@@ -167,7 +171,7 @@ class Board:
             self._spans.popleft()
         while self._samples and self._samples[0][0] < since:
             self._samples.popleft()
-        running = [(_TRAINER[w.what], w.began, now) for w in self._waits if w.what in _TRAINER]
+        running = [(share, w.began, now) for what, share in _TRAINER.items() for w in self._waits.get(what, ())]
         seconds = dict.fromkeys(_TRAINER.values(), 0.0)
         for name, began, ended in (*self._spans, *running):
             seconds[name] += max(0.0, ended - max(began, since))

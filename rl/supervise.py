@@ -57,22 +57,34 @@ class Supervisor:
         self._gone: tuple[type[Exception], ...] = (*gone, Hung)
         self._kill, self._ready, self._taken, self._log = kill, ready, taken, log
         self._down: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._down.add_done_callback(self._tell)
+        self._asking: set[asyncio.Future[None]] = set()
+        """One for each wait, done once a process cannot be had: to leave a set takes no time, unlike a long list of
+        callbacks of one future."""
         self._watching: list[asyncio.Task[None]] = []
 
     async def answer(self, asked: Awaitable[Any], owner: str, deadline_s: float) -> Any:
         """What was asked for. Raises what `asked` raises, Hung after the deadline, ActorDied."""
         answer = asyncio.ensure_future(asked)
+        self._asking.add(down := asyncio.get_running_loop().create_future())
         try:
-            await asyncio.wait({answer, self._down}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+            if not self._down.done():
+                await asyncio.wait({answer, down}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
             if self._down.done():
                 self._down.result()
             if not answer.done():
                 raise Hung(f"{owner} gave no answer within {deadline_s:g} s")
             return answer.result()
         finally:
+            self._asking.discard(down)
             if answer.done() and not answer.cancelled():
                 answer.exception()  # heard, also where nobody waits for it any more
             answer.cancel()
+
+    def _tell(self, _: asyncio.Future[None]) -> None:
+        for down in self._asking:
+            if not down.done():
+                down.set_result(None)
 
     async def ask(self, seat: Seat, call: Callable[[Any], Awaitable[Any]], deadline_s: float) -> Any:
         """The answer of whoever sits there; asked from the beginning again where that one died or hung."""

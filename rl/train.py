@@ -108,18 +108,24 @@ class Training:
         budget = self.settings.train
         return self.version >= budget.steps or bool(budget.tokens and self.tokens >= budget.tokens)
 
+    @property
+    def open(self) -> bool:
+        """A group may be leased now."""
+        return not self.buffer.closed and bool(self.firewall.open(stages.targets(self.settings, self.version)))
+
     async def feed(self) -> None:
         """Keep `train.groups` groups in flight, except while a whole batch already waits for the learner."""
         playing: set[asyncio.Task[None]] = set()
+        finished: list[asyncio.Task[None]] = []
         try:
             while True:
-                while len(playing) < self.settings.train.groups and not self.buffer.full:
-                    playing.add(asyncio.create_task(self.play()))
-                finished = {task for task in playing if task.done()}
-                playing -= finished
-                failed = [error for task in finished if (error := task.exception())]
-                if failed:
-                    raise failed[0]
+                while len(playing) < self.settings.train.groups and not self.buffer.full and self.open:
+                    playing.add(task := asyncio.create_task(self.play()))
+                    task.add_done_callback(finished.append)
+                while finished:
+                    playing.discard(task := finished.pop())
+                    if error := task.exception():
+                        raise error
                 await asyncio.sleep(0.01)
         finally:
             for task in playing:
@@ -128,7 +134,7 @@ class Training:
 
     async def play(self) -> None:
         """Lease a task, have its group played unless it was finished before an interruption, hand it on."""
-        while self.buffer.closed or not self.firewall.open(stages.targets(self.settings, self.version)):
+        while not self.open:
             await asyncio.sleep(LOOK_S)
         lease, version = self.lease(), self.version
         group = stored = self.run.stored(lease, at=version if self.settings.train.sync else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import os
@@ -30,6 +31,9 @@ GONE = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 GENERATE_TIMEOUT_S = 3600.0
 CANARY_TOKENS = 24
 LOOK_S = 0.1
+YOUNG = 50_000
+"""Objects made and not freed before Python looks for cycles among them. At its own 700 what thousands of attempts hold
+counts as old before they end, and all that is old is gone through again for each quarter that is added."""
 
 
 def _log_to(path: Path) -> None:
@@ -116,6 +120,7 @@ class RolloutWorker:
 
     async def start(self, config: RunConfig, model: str, generators: Sequence[Any], log: Path, run: str) -> None:
         _log_to(log)
+        gc.set_threshold(YOUNG)
         from policy.chat import Chat
 
         settings = config.rollout
