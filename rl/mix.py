@@ -10,7 +10,8 @@ nothing finished is thrown away, so short episodes have no advantage over long o
 - a flat group brings no useful tokens and counts with 0, so a world with many of them gets more leases. This has an
   end at LEAST_USEFUL: a world whose useful share is lower is treated as if it were that, so that one that teaches
   nothing gets at most 1 / LEAST_USEFUL times the sampled tokens that its weight asks for. Its share of the trained
-  tokens then stays below its target, and metrics.jsonl shows it.
+  tokens then stays below its target, and metrics.jsonl shows it. This is judged WINDOW leases at a time: over the whole
+  run, what a world has taught long ago would have to be outweighed first, while the others wait.
 
 Everything here is a function of the set of leases that came back and of those in flight, not of the order in which
 they came: in lockstep the same history gives the same choice, and `Mix(settings, rows)` is where it was.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import bisect
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rl import stages
@@ -33,7 +34,11 @@ if TYPE_CHECKING:
 
 LEAST_USEFUL = 1 / 8
 WINDOW = 64
-"""Leases over which a world's running mean looks back: lengths drift as the policy learns."""
+"""Leases over which a world is judged: lengths, and what there is to learn, drift as the policy learns."""
+
+
+def _worth(useful: int, sampled: int) -> float:
+    return max(useful, LEAST_USEFUL * sampled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +82,43 @@ class Row:
         )
 
 
+@dataclass(slots=True)
+class _Account:
+    """What came back of one world in one stage, in the order of the leases."""
+
+    rows: list[tuple[int, int, int]] = field(default_factory=list)
+    """Lease, useful and sampled tokens."""
+    closed: int = 0
+    """Rows, from the first on, in whole windows whose worth is settled, since no lease among them is in flight."""
+    worth: float = 0.0
+    useful: int = 0
+    sampled: int = 0
+    """Tokens of the rows that are not closed."""
+
+    def add(self, row: Row) -> None:
+        bisect.insort(self.rows, found := (row.lease, row.useful, row.sampled))
+        self.useful, self.sampled = self.useful + row.useful, self.sampled + row.sampled
+        if self.closed and found < self.rows[self.closed]:  # a lease from before an interruption, played after it
+            self.closed, self.worth = 0, 0.0
+            self.useful, self.sampled = (sum(column) for column in list(zip(*self.rows, strict=True))[1:])
+
+    def due(self, oldest: int) -> float:
+        """Tokens to count, where `oldest` is the oldest lease in flight."""
+        while len(self.rows) >= self.closed + WINDOW and self.rows[self.closed + WINDOW - 1][0] < oldest:
+            _, useful, sampled = zip(*self.rows[self.closed : self.closed + WINDOW], strict=True)
+            self.closed += WINDOW
+            self.worth += _worth(sum(useful), sum(sampled))
+            self.useful, self.sampled = self.useful - sum(useful), self.sampled - sum(sampled)
+        return self.worth + _worth(self.useful, self.sampled)
+
+
 class Mix:
     """The accounts of the worlds. Built from the ledger's rows of a run, none at its start."""
 
     def __init__(self, settings: RunConfig, rows: Iterable[Row] = ()) -> None:
         self.settings = settings
-        self._back: dict[tuple[int, str], list[int]] = defaultdict(lambda: [0, 0])
-        """Useful and sampled tokens of the leases that came back, by stage and world."""
+        self._back: dict[tuple[int, str], _Account] = defaultdict(_Account)
+        """By stage and world."""
         self._trained: dict[tuple[int, str], int] = defaultdict(int)
         self._history: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
         """Lease, useful and sampled tokens of those that came back, in the order of the leases."""
@@ -118,9 +153,9 @@ class Mix:
 
         def due(world: str) -> float:
             a_lease = unknown if (mean := expected[world]) is None else mean
-            brought, sampled = self._back[stage, world]
+            back = self._back[stage, world].due(min(self._playing[world], default=2**62))
             playing = list(self._playing[world].values()).count(stage)
-            return (max(brought, LEAST_USEFUL * sampled) + (playing + 1) * a_lease) / targets[world]
+            return (back + (playing + 1) * a_lease) / targets[world]
 
         return min(targets, key=due)
 
@@ -134,9 +169,7 @@ class Mix:
         }
 
     def _add(self, row: Row) -> None:
-        brought = self._back[stages.number(self.settings, row.version), row.world]
-        brought[0] += row.useful
-        brought[1] += row.sampled
+        self._back[stages.number(self.settings, row.version), row.world].add(row)
         bisect.insort(self._history[row.world], (row.lease, row.useful, row.sampled))
 
     def _a_lease(self, world: str) -> float | None:
@@ -147,4 +180,4 @@ class Mix:
         if not recent:
             return None
         brought, sampled = sum(row[1] for row in recent), sum(row[2] for row in recent)
-        return max(brought, LEAST_USEFUL * sampled, 1.0) / len(recent)
+        return max(_worth(brought, sampled), 1.0) / len(recent)

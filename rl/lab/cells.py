@@ -213,7 +213,7 @@ class _Life:
     def over(self) -> bool:
         """True once no process works on the cell."""
         if not self._ended() and not self.starved and self._starves():
-            self.say(f"{self.cell.name}: no group has an advantage any more; it is measured as it is")
+            self.say(f"{self.cell.name}: no group of the last waves had an advantage; it is measured as it is")
             self.starved = True
             self.stop()
             self.tries -= self.process is not None

@@ -139,6 +139,20 @@ def test_a_world_that_teaches_nothing_does_not_take_the_run() -> None:
     assert sampled["short"] / sampled["middle"] == pytest.approx(1 / LEAST_USEFUL, rel=0.05)
 
 
+def test_a_world_that_dies_late_does_not_stop_the_others() -> None:
+    """What it taught before is not held against them: they go on at their rate beside a world that teaches nothing."""
+    simulation = Simulation(settings({"short": 1.0, "middle": 1.0}))
+    simulation.run(6000)
+    simulation.flat["short"] = 1.0
+    simulation.run(1000)  # those in flight, and a window
+    began = len(simulation.rows)
+    simulation.run(4000)
+    sampled = {"short": 0, "middle": 0}
+    for back in simulation.rows[began:]:
+        sampled[back.world] += back.sampled
+    assert sampled["short"] < 2 / LEAST_USEFUL * sampled["middle"]
+
+
 def permuted(rows: list[Row], rng: random.Random) -> list[Row]:
     return rng.sample(rows, len(rows))
 
