@@ -41,6 +41,8 @@ __all__ = ["MachineryDown", "Stopped", "Training", "train"]
 
 T = TypeVar("T")
 PASSED_OVER = 10_000
+FLAT_WAVES = 4
+"""After so many waves of groups without one that teaches, a person is told."""
 LOOK_S = 0.05
 """How often those who wait for a paused world look again."""
 
@@ -70,6 +72,8 @@ class Training:
         """What earlier tries of a lease came to, where the machinery lost them all."""
         self.notes: list[str] = []
         """What was paused or started again since the last step."""
+        self.flat = 0
+        """Groups in a row without an advantage."""
         self.quarantine = quarantine.read(settings)[0]
         self.recall()
 
@@ -160,6 +164,7 @@ class Training:
                 return self.buffer.arrive(group, useful=False)
         filters.screen(group, stages.at(self.settings, version).filters)
         self.algorithm.advantages(group)
+        self.count_flat(group)
         self.mix.arrive(row := Row.of(group))
         self.difficulty.add(row)
         if stored is None:
@@ -193,6 +198,16 @@ class Training:
         if news := self.firewall.arrived(group):
             self.note(news)
         return replace(group, members=self.lost.pop(group.lease, []) + group.members)
+
+    def count_flat(self, group: Group) -> None:
+        """Where nothing can be learnt no step follows: say so, rather than play on in silence."""
+        self.flat = 0 if useful(group) else self.flat + bool(group.earned)
+        if self.flat and self.flat % (FLAT_WAVES * self.settings.train.groups) == 0:
+            solved = [f"{world} {seen['success']:.2f}" for world, seen in self.window.worlds().items()]
+            self.note(
+                f"the last {self.flat} groups carry no gradient, as the attempts of each scored alike (solved: "
+                f"{', '.join(solved)}); expected tasks that are solved sometimes, or a finer reward"
+            )
 
     def note(self, news: str) -> None:
         """Say what a person should know, now and in the row of the next step."""

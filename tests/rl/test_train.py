@@ -159,6 +159,22 @@ def test_groups_lost_while_the_machinery_was_down_are_played_again_and_trained_o
     assert "world math works again and goes on" in notes and rows[-1]["paused"] == {}
 
 
+class FlatCluster(SlowCluster):
+    """After 20 groups all attempts at a task score alike, for 80 groups."""
+
+    async def play(self, world: str, split: str, index: int, lease: int, version: int, size: int) -> Group:
+        group = await super().play(world, split, index, lease, version, size)
+        for member in group.members if 20 <= lease < 100 else ():
+            member.score = Score(1.0)
+        return group
+
+
+def test_a_run_that_has_nothing_to_learn_from_says_so(tmp_path: Path) -> None:
+    trained(tmp_path, FlatCluster(), "train.groups=12")
+    notes = [note for row in Run(tmp_path / "run").rows("metrics.jsonl") for note in row["notes"]]
+    assert [note.partition(",")[0] for note in notes] == ["the last 48 groups carry no gradient"]
+
+
 class JointCluster(SlowCluster):
     """Two worlds, the episodes of one 10 times as long, and the longer the slower; some attempts are cut off."""
 
