@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rl.lab import intervals
@@ -109,8 +110,9 @@ def plots(of: Mapping[str, Sequence[Curve]], found: Mapping[str, Any]) -> list[P
             kind="line",
             x_label="optimiser step",
             y_label="success of sampled attempts, mean over worlds",
-            series=[_series(name, curves, [smoothed(c.true) for c in curves]) for name, curves in of.items()],
-            note=f"Means over seeds of trailing means over three steps; bands: {intervals.CONFIDENCE:.0%} intervals.",
+            series=[_share(_series(name, curves, [smoothed(c.true) for c in curves])) for name, curves in of.items()],
+            note=f"Means over seeds of trailing means over three steps; bands: {intervals.CONFIDENCE:.0%} intervals, "
+            "as far as they lie between 0 and 1.",
         ),
         Plot(
             title=FINAL,
@@ -155,6 +157,13 @@ def _series(name: str, curves: Sequence[Curve], rows: Sequence[Sequence[float]])
         low=[point.low for point in around] if len(curves) > 1 else [],
         high=[point.high for point in around] if len(curves) > 1 else [],
     )
+
+
+def _share(series: Series) -> Series:
+    """The interval of a share over few seeds may leave the shares."""
+    low = [None if value is None else max(0.0, value) for value in series.low]
+    high = [None if value is None else min(1.0, value) for value in series.high]
+    return replace(series, low=low, high=high)
 
 
 def warnings(found: Mapping[str, Any]) -> list[Warned]:

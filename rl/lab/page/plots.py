@@ -148,6 +148,10 @@ def _xy(axis: Any, panel: Panel) -> None:
         axis.xaxis.set_major_formatter(FuncFormatter(_tick))
     axis.yaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
     axis.yaxis.set_major_formatter(FuncFormatter(_tick))
+    if panel.focus is not None:  # small multiples are compared: all of one height
+        values = _drawn(plot)
+        room = 0.05 * (max(values, default=1.0) - min(values, default=0.0)) or 1.0
+        axis.set_ylim(min(values, default=0.0) - room, max(values, default=1.0) + room)
     _shares(axis.set_ylim, plot)
 
 
@@ -174,7 +178,7 @@ def _rows(axis: Any, plot: Plot) -> None:
     axis.grid(axis="y", visible=False)
     axis.grid(axis="x", visible=True)
     axis.spines["left"].set_visible(False)
-    values = [v for s in plot.series for held in (s.y, *_bounds(s)) for v in map(_real, held) if v == v]
+    values = _drawn(plot)
     if plot.kind == "bar" or (values and min(values) < 0 < max(values)):
         axis.axvline(0, color=COLOURS["muted"], linewidth=0.8)
     axis.xaxis.set_major_locator(MaxNLocator(6, min_n_ticks=3))
@@ -243,9 +247,14 @@ def _bare(axis: Any) -> None:
     axis.grid(axis="x", visible=False, color=COLOURS["grid"], linewidth=0.7)
 
 
+def _drawn(plot: Plot) -> list[float]:
+    """All numbers of a plot, bounds included."""
+    return [v for s in plot.series for held in (s.y, *_bounds(s)) for v in map(_real, held) if v == v]
+
+
 def _shares(limit: Any, plot: Plot) -> None:
     """Shares are drawn from 0 to 1, where they fill that; all else as wide as it is."""
-    values = [v for s in plot.series for held in (s.y, *_bounds(s)) for v in map(_real, held) if v == v]
+    values = _drawn(plot)
     if values and min(values) >= 0 and 0.6 <= max(values) <= 1:
         limit(0, 1.02)
     elif plot.kind == "bar" and values and min(values) >= 0:

@@ -193,6 +193,13 @@ def test_many_series_become_small_multiples() -> None:
     assert length.plot.series[0].low[1] == pytest.approx(-0.17)
 
 
+def test_small_multiples_are_of_one_height() -> None:
+    around = [Series(name=str(n), x=[0.0, 1.0], y=[n, n], low=[n - 1.0] * 2, high=[n + 1.0] * 2) for n in range(5)]
+    many = Plot(title="p", kind="line", x_label="x", y_label="y", series=around)
+    said = [re.findall(r">([−\d.]+)</text>", plots.svg(panel, "p", "l", many=True)) for panel in plots.panels(many)]
+    assert len(said) == 5 and all(ticks == said[0] for ticks in said), said
+
+
 def test_plots_take_their_colours_from_the_page_and_name_their_series() -> None:
     pair = samples.train().plots[1]
     drawn = plots.svg(plots.panels(pair)[0], "p0-", "True & paid", many=False)
