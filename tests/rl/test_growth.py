@@ -50,8 +50,10 @@ class _Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.jump.now
 
-    def run_in_executor(self, executor: Any, call: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        done = self.create_future()
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, call: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        done: asyncio.Future[Any] = self.create_future()
         done.set_result(call(*args))
         return done
 
@@ -104,4 +106,4 @@ def test_a_group_costs_no_more_work_where_32_times_as_many_are_in_flight(tmp_pat
     for groups in (8, 256):
         with asyncio.Runner(loop_factory=_Loop) as runner:
             of[groups] = runner.run(work(tmp_path, groups, CHAT))
-    assert of[256] <= 1.1 * of[8], f"bytecodes for each group, by groups in flight: {of}"
+    assert of[256] <= 1.05 * of[8], f"bytecodes for each group, by groups in flight: {of}"
