@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -105,7 +106,7 @@ def main() -> int:
     if args.most < 64:
         parser.error(f"got --most {args.most}; expected at least 64")
     sizes = [size for size in (16, 64, 256, 1024, 4096) if size <= args.most]
-    with tempfile.TemporaryDirectory(prefix="touchstone-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="touchstone-bench-") as folder, contextlib.redirect_stdout(sys.stderr):
         settings = config.load("configs/quickstart.yaml")
         with Page(settings) as page:
             model = str(warmstart.ensure(settings, page)[0].resolve())
