@@ -7,9 +7,9 @@
     rewards: {fact: {name: reward}}                   # the weighted sum of the package's own rewards
 
 The package and the environment's own are the user's to install; both run in the process that plays, with its rights,
-and v1's tools in processes that it starts. Of v0 all that takes turns with one policy works (classic.py); of v1 all that
-needs no container of the package's (taskset.py). What is raised in a reward loses the episode, where the package itself
-would make a 0 of it.
+and v1's tools in processes that it starts. Of v0 all that takes turns with one policy works (classic.py); of v1 all
+that has one agent and needs no container of the package's (taskset.py). What is raised in a reward loses the episode,
+where the package itself would make a 0 of it.
 """
 
 from __future__ import annotations

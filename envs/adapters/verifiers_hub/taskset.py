@@ -1,7 +1,7 @@
 """v1: the tasks of a `Taskset`: their prompts and tools, and what of them cannot be played here, refused by name.
 
-What needs no container of the package's can be played: tools that it serves on this machine, set-up and rewards that use
-the trace and its state. The rollout is in seat.py.
+What needs no container of the package's can be played: tools that it serves on this machine, set-up and rewards that
+use the trace and its state, environments of one agent that answer it. The rollout is in seat.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import verifiers.v1 as vf
 from verifiers.v1.utils import loaders
 
 from envs import EnvCrashed, Message
-from envs.adapters.verifiers_hub.seat import Seat, Served
-from envs.adapters.verifiers_hub.turns import Attempt, merged, message_of
+from envs.adapters.verifiers_hub.seat import Hosted, Seat, Served, hosting
+from envs.adapters.verifiers_hub.turns import Attempt, Rollout, merged, message_of
 from envs.tools import Tool
 
 MOST_TASKS = 10_000
@@ -32,7 +32,9 @@ class Tasks:
 
     def __init__(self, module: ModuleType, environment: str, args: dict[str, Any]) -> None:
         try:
-            self.taskset = loaders.load_taskset(loaders.taskset_config_type(environment)(id=environment, **args))
+            config = loaders.taskset_config_type(environment)(id=environment, **args)
+            self.taskset = loaders.load_taskset(config)
+            self.env = _env(environment, args)
         except (TypeError, AttributeError, ValueError) as problem:
             raise ValueError(f"environment {environment!r} cannot be loaded: {problem}") from None
         self.tasks = list(itertools.islice(self.taskset, MOST_TASKS))
@@ -40,14 +42,15 @@ class Tasks:
             raise ValueError(f"environment {environment!r} has no task")
         shared = list(self.taskset.toolsets(self.taskset.config))
         toolsets = [*shared, *self.tasks[0].toolsets(self.tasks[0].config)]
-        if wishes := [*_of_others(module), *_of_containers(self.tasks), *_of_tools(toolsets)]:
+        own = [f"a harness of its own, {one.__name__}" for one in _harnesses(module)]
+        if wishes := [*own, *_of_containers(self.tasks), *_of_tools(toolsets)]:
             raise ValueError(
                 f"environment {environment!r} asks for {', '.join(dict.fromkeys(wishes))}; expected tasks for one "
                 "agent, whose tools and rewards need no container"
             )
         self.shared: Served | None = None
         self.tools = self._listed(environment) if toolsets else []
-        self.max_turns: int | None = None if toolsets else 1
+        self.max_turns: int | None = 1 if self.env is None and not toolsets else None
 
     def _listed(self, environment: str) -> list[Tool]:
         """The tools, as an attempt at the first task finds them: served once, on a loop of its own."""
@@ -82,13 +85,16 @@ class Tasks:
         return told
 
     def open(self, row: Any, solved_at: float) -> Attempt:
-        return Attempt(Seat(self, row, solved_at))
+        rollout: Rollout = Seat(row, self._served, solved_at)
+        if self.env is not None:
+            rollout = Hosted(self.env, row, self._served, solved_at)
+        return Attempt(rollout)
 
-    async def served(self) -> tuple[Any, Any]:
+    async def _served(self) -> Served:
         """What attempts on this loop share, started by the first of them."""
         if self.shared is None or self.shared.task.done() or self.shared.loop is not asyncio.get_running_loop():
-            self.shared = Served(self.taskset.toolsets(self.taskset.config))
-        return await self.shared.parts()
+            self.shared = Served(self.taskset.toolsets(self.taskset.config), self.env)
+        return await self.shared.ready()
 
     async def close(self) -> None:
         shared, self.shared = self.shared, None
@@ -96,16 +102,21 @@ class Tasks:
             await shared.close()
 
 
-def _of_others(module: ModuleType) -> list[str]:
-    """What is in the package beside tasks, and would be left out."""
+def _env(environment: str, args: dict[str, Any]) -> Any:
+    """The package's own environment, where it has one that is more than a rollout of the task. Raises ValueError."""
+    kind = loaders.environment_class(environment)
+    if kind is vf.SingleAgentEnv:
+        return None
+    config = loaders.env_config_type(environment).model_validate({"taskset": {"id": environment, **args}})
+    agents = [name for name, value in config if isinstance(value, vf.AgentConfig)]
+    if len(agents) != 1:
+        raise ValueError(f"its {kind.__name__} has the agents {', '.join(agents) or 'none'}; expected one, the policy")
+    return hosting(kind, agents[0])(config)
+
+
+def _harnesses(module: ModuleType) -> list[type]:
     named = [getattr(module, name, None) for name in getattr(module, "__all__", ())]
-    kinds = {vf.Env: "a rollout of its own", vf.Harness: "a harness of its own"}
-    return [
-        f"{what}, {one.__name__}"
-        for one in named
-        for kind, what in kinds.items()
-        if isinstance(one, type) and issubclass(one, kind)
-    ]
+    return [one for one in named if isinstance(one, type) and issubclass(one, vf.Harness)]
 
 
 def _of_containers(tasks: list[Any]) -> list[str]:

@@ -190,7 +190,8 @@ class ShopTask(vf.Task[ShopData, Basket]):
 class ShopTaskset(vf.Taskset[ShopTask, vf.TasksetConfig]):
     def load(self):
         for i in range(12):
-            data = ShopData(prompt=f"What does item{i} cost, twice?", item=f"item{i}", price=i + 400, answer=2 * i + 800)
+            asked = f"What does item{i} cost, twice?"
+            data = ShopData(prompt=asked, item=f"item{i}", price=i + 400, answer=2 * i + 800)
             yield ShopTask(data, self.config.task)
 
 __all__ = ["ShopTaskset"]
@@ -237,17 +238,53 @@ __all__ = ["WordTaskset"]
 if __name__ == "__main__":
     Words.run()
 '''
+GAME = """
+import verifiers.v1 as vf
+
+class GuessData(vf.TaskData):
+    answer: int
+
+class GuessTask(vf.Task[GuessData]):
+    @vf.reward(weight=0.5)
+    async def brief(self, trace) -> float:
+        return float(trace.num_turns < 4)
+
+class GuessConfig(vf.EnvConfig):
+    player: vf.AgentConfig = vf.AgentConfig()
+
+class Guess(vf.Env[GuessConfig]):
+    async def run(self, task, agents):
+        async with agents.player.interaction(task) as interaction:
+            segment = await interaction.turn()
+            while not segment.terminated and int(segment.last_reply) != task.data.answer:
+                low = int(segment.last_reply) < task.data.answer
+                segment = await interaction.turn("higher" if low else "lower")
+        interaction.trace.record_reward("found", float(int(segment.last_reply) == task.data.answer))
+
+class GuessTaskset(vf.Taskset[GuessTask, vf.TasksetConfig]):
+    def load(self):
+        for i in range(12):
+            yield GuessTask(GuessData(prompt=f"Guess ({i}).", system_prompt="A number.", answer=i), self.config.task)
+
+__all__ = ["GuessTaskset", "Guess"]
+"""
 BOXED = {
-    "a container": SHOP.replace("ShopTask(vf.Task[ShopData, Basket]):", "ShopTask(vf.Task[ShopData, Basket]):\n    NEEDS_CONTAINER = True"),
+    "a container": SHOP.replace(
+        "ShopTask(vf.Task[ShopData, Basket]):", "ShopTask(vf.Task[ShopData, Basket]):\n    NEEDS_CONTAINER = True"
+    ),
     "a container (docker) for its tools Shop": SHOP.replace(
         "vf.ToolsetConfig()", 'vf.ToolsetConfig(runtime={"type": "docker"})'
     ),
     "the agent's container for its tools Shop": SHOP.replace("vf.ToolsetConfig()", "vf.ToolsetConfig(colocated=True)"),
     "a runtime to set up": SHOP.replace("self.began = trace.id", 'await runtime.write("a", b"b")'),
-    "a runtime to finish in": SHOP.replace('trace.info["basket"] =', 'trace.info["basket"] = (await runtime.read("a")) and'),
-    "a user who speaks first": SHOP.replace('prompt=f"What does item{i} cost, twice?", ', ""),
-    "a rollout of its own, Alone": SHOP.replace(
-        '__all__ = ["ShopTaskset"]', 'class Alone(vf.SingleAgentEnv): ...\n\n__all__ = ["ShopTaskset", "Alone"]'
+    "a runtime to finish in": SHOP.replace(
+        'trace.info["basket"] =', 'trace.info["basket"] = (await runtime.read("a")) and'
+    ),
+    "a user who speaks first": SHOP.replace("prompt=asked, ", ""),
+    "a harness of its own, Bash": SHOP.replace(
+        '__all__ = ["ShopTaskset"]',
+        "from verifiers.v1.harnesses.null import NullHarness\n\nclass Bash(NullHarness): ...\n\n"
+        '__all__ = ["ShopTaskset", "Bash"]',
     ),
 }
 
@@ -423,7 +460,9 @@ def test_tools_of_a_task_are_served_to_each_attempt_alone(served: Any, tmp_path:
     assert "none" in played.heard[4] and "rror" in played.heard[4] and "count" in played.heard[5]
     assert played.solved and played.facts["parts"] == {"right": 1.0, "basket": 0.0} and played.facts["turns"] == 5
     assert wrong.heard[2] == "ink, ink" and not wrong.solved and wrong.facts["parts"]["basket"] == 2
-    assert not stopped.solved and stopped.facts["parts"]["basket"] == 6 and len(stopped.heard) == 2, "stopped by the task"
+    assert not stopped.solved and stopped.facts["parts"]["basket"] == 6 and len(stopped.heard) == 2, (
+        "stopped by the task"
+    )
     assert unknown.invalid
     for one in (stopped, wrong, unknown):
         assert not any("806" in text or "403" in text for text in one.heard), "what is hidden was shown"
@@ -462,6 +501,26 @@ def test_tools_of_a_taskset_are_served_once_and_keep_attempts_apart(served: Any,
     assert one.heard[3].endswith("one one") and two.heard[3].endswith("two two") and one.solved and two.solved
     assert {one.heard[2].split()[0]} == {two.heard[2].split()[0]} and len(running) == 1 and not after
     assert not go(replay(world, task, [say % "x", "said"])).solved, "another loop has a server of its own"
+
+
+def test_a_package_with_an_environment_of_its_own_takes_turns(make: Any) -> None:
+    pytest.importorskip("verifiers.v1")
+    world = make(GAME, solved_at=1.5)
+    task = a_task(world, "7")
+    assert world.max_turns == 20 and [message["role"] for message in task.messages] == ["system", "user"]
+
+    async def both() -> Any:
+        attempts = [["3", "9", "7"], ["1", "2", "3", "7"], ["seven"]]
+        return await asyncio.gather(*(replay(world, task, one) for one in attempts), return_exceptions=True)
+
+    found, late, unread = go(both())
+    assert found.heard == ["A number.", "Guess (7).", "higher", "lower"] and found.solved
+    assert found.facts["parts"] == {"brief": 1.0, "found": 1.0} and found.facts["reward"] == 1.5
+    assert not late.solved and late.facts["parts"] == {"brief": 0.0, "found": 1.0}
+    assert isinstance(unread, EnvCrashed) and "seven" in str(unread)
+    two = "player: vf.AgentConfig = vf.AgentConfig()"
+    with pytest.raises(ValueError, match="has the agents player, rival; expected one"):
+        make(GAME.replace(two, f"{two}\n    {two.replace('player', 'rival')}"))
 
 
 def test_what_needs_the_packages_own_container_is_refused_by_name(make: Any) -> None:
