@@ -175,14 +175,15 @@ def hosting(kind: type, agent: str) -> type:
 def alone(task: Any) -> Any:
     """The task for one attempt, which may keep things on it. Its rewards are told that there is no runtime."""
     own = copy.copy(task)
-    own.__class__ = _unboxed(type(task))
+    kind: Any = type(task)
+    own.__class__ = _unboxed(kind)
     return own
 
 
 @functools.cache
-def _unboxed(kind: type) -> type:
+def _unboxed(kind: Any) -> Any:
     async def score(self: Any, trace: Any, runtime: Any = None) -> None:
-        await kind.score(self, trace)  # type: ignore[attr-defined]
+        await kind.score(self, trace)
 
     return type(kind.__name__, (kind,), {"score": score, "__module__": kind.__module__})
 

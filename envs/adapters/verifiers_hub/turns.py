@@ -91,6 +91,8 @@ class Attempt:
                 return question.result()
         finally:
             question.cancel()
+        if self.playing.cancelled():  # by a library that it uses: nobody here has
+            raise EnvCrashed("the environment raised CancelledError")
         self.playing.result()
         return None
 

@@ -291,7 +291,7 @@ BOXED = {
 
 def go(work: Awaitable[T]) -> T:
     async def bounded() -> T:
-        return await asyncio.wait_for(work, 120)
+        return await asyncio.wait_for(work, 300)
 
     return asyncio.run(bounded())
 
