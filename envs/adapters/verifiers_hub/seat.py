@@ -61,8 +61,10 @@ class Served:
     async def ready(self) -> Served:
         """Raises what kept it from starting."""
         waiting = asyncio.create_task(self._ready.wait())
-        await asyncio.wait({waiting, self.task}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        try:
+            await asyncio.wait({waiting, self.task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
         if self.task.done():
             self.task.result()
         return self

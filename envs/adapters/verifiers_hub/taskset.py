@@ -108,10 +108,13 @@ def _env(environment: str, args: dict[str, Any]) -> Any:
     if kind is vf.SingleAgentEnv:
         return None
     config = loaders.env_config_type(environment).model_validate({"taskset": {"id": environment, **args}})
-    agents = [name for name, value in config if isinstance(value, vf.AgentConfig)]
+    agents = {name: value for name, value in config if isinstance(value, vf.AgentConfig)}
     if len(agents) != 1:
         raise ValueError(f"its {kind.__name__} has the agents {', '.join(agents) or 'none'}; expected one, the policy")
-    return hosting(kind, agents[0])(config)
+    [(agent, seat)] = agents.items()
+    if seat.harness is not None:
+        raise ValueError(f"its {kind.__name__} asks for the harness {seat.harness.name!r}; expected one without")
+    return hosting(kind, agent)(config)
 
 
 def _harnesses(module: ModuleType) -> list[type]:

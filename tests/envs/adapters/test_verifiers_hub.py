@@ -519,6 +519,8 @@ def test_a_package_with_an_environment_of_its_own_takes_turns(make: Any) -> None
     assert not late.solved and late.facts["parts"] == {"brief": 0.0, "found": 1.0}
     assert isinstance(unread, EnvCrashed) and "seven" in str(unread)
     two = "player: vf.AgentConfig = vf.AgentConfig()"
+    with pytest.raises(ValueError, match="asks for the harness 'null'; expected one without"):
+        make(GAME.replace(two, 'player: vf.AgentConfig = vf.AgentConfig(harness={"id": "null"})'))
     with pytest.raises(ValueError, match="has the agents player, rival; expected one"):
         make(GAME.replace(two, f"{two}\n    {two.replace('player', 'rival')}"))
 
