@@ -114,7 +114,7 @@ class Loop(Harness[HarnessConfig]):
         servers = {name: {"url": url, "timeout": self.config.tool_timeout} for name, url in mcp_urls.items()}
         headers = {"Authorization": f"Bearer {secret}"}
         async with AsyncExitStack() as stack:
-            http = await stack.enter_async_context(httpx.AsyncClient(timeout=None, headers=headers))
+            http = await stack.enter_async_context(httpx.AsyncClient(timeout=None, headers=headers, trust_env=False))
             async with asyncio.timeout(LISTED_S):
                 tools, known, connected = await connect_mcp({"mcpServers": servers}, stack)
             while True:
