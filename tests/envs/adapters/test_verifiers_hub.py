@@ -303,7 +303,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
     def made(source: str, **args: Any) -> verifiers_hub.World:
-        name = f"hub_{len(list(tmp_path.iterdir()))}_{tmp_path.name.replace('-', '_')}"
+        name = f"hub_{len(list(tmp_path.iterdir()))}_{os.getpid()}_{tmp_path.name.replace('-', '_')}"
         (tmp_path / f"{name}.py").write_text(source)
         sys.modules.pop(name, None)
         return verifiers_hub.World(None, environment=name, **args)  # type: ignore[arg-type]
