@@ -6,15 +6,16 @@
         args: {environment: reverse_text, args: {n: 100}, gold: "<answer>{answer}</answer>"}
     rewards: {fact: {name: reward}}                   # the weighted sum of the package's own rewards
 
-The package and the environment's own are the user's to install; both run in the process that plays, with its rights.
-Of v0 all that takes turns with one policy works (classic.py); of v1 one answer, graded without a box (taskset.py).
-What is raised in a reward loses the episode, where the package itself would make a 0 of it.
+The package and the environment's own are the user's to install; both run in the process that plays, with its rights,
+and v1's tools in processes that it starts. Of v0 all that takes turns with one policy works (classic.py); of v1 all
+that has one agent and needs no container of the package's (taskset.py). What is raised in a reward loses the episode,
+where the package itself would make a 0 of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,9 @@ class Kind(Protocol):
         """All of a problem, as JSON."""
         ...
 
-    def open(self, task: Task, row: Any, solved_at: float) -> Env: ...
+    def open(self, row: Any, solved_at: float) -> Env: ...
+
+    async def close(self) -> None: ...
 
 
 class World:
@@ -112,7 +115,7 @@ class World:
         return len(self.keys[split])
 
     def open(self, task: Task) -> Env:
-        return self.kind.open(task, self._rows[task.key], self.solved_at)
+        return self.kind.open(self._rows[task.key], self.solved_at)
 
     def demonstrate(self, task: Task, rng: random.Random, *, err: bool) -> list[Message]:
         answer = task.hidden.get("answer")
@@ -123,7 +126,7 @@ class World:
         return [*task.messages, {"role": "assistant", "content": said}]
 
     async def close(self) -> None:
-        return None
+        await self.kind.close()
 
 
 def _loaded(environment: str, args: dict[str, Any]) -> Kind:
@@ -144,18 +147,14 @@ def _loaded(environment: str, args: dict[str, Any]) -> Kind:
             from envs.adapters.verifiers_hub.classic import Classic
 
             return Classic(module, environment, args)
-        from envs.adapters.verifiers_hub.taskset import Single
+        if importlib.util.find_spec("verifiers.v1") is None:
+            raise ValueError(
+                f"environment {environment!r} has no load_environment, and the installed verifiers knows no v1: "
+                "expected verifiers 0.3 or newer"
+            )
+        from envs.adapters.verifiers_hub.taskset import Tasks
 
-        return Single(module, environment, args)
+        return Tasks(module, environment, args)
     except ModuleNotFoundError as problem:
         lacks = f"a module {problem.name!r}, which it needs" if problem.name != name else f"a module {name!r}"
         raise ValueError(f"environment {environment!r}: there is not {lacks}; install it first") from None
-
-
-def merged(said: Sequence[Message], tools: str) -> list[Message]:
-    """Messages with what tells of the tools in the one system message before them."""
-    if not tools:
-        return list(said)
-    if said and said[0]["role"] == "system":
-        return [{"role": "system", "content": f"{said[0]['content']}\n\n{tools}"}, *said[1:]]
-    return [{"role": "system", "content": tools}, *said]

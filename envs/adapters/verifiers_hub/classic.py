@@ -1,7 +1,6 @@
 """v0: the environment's own rollout runs, with a client in the place of a model that asks the policy.
 
-So whatever an environment does between turns happens as its author wrote it: tools, state, stops, clean-up. The history
-must only grow: what was said before cannot be taken back from a policy that has read it.
+So whatever an environment does between turns happens as its author wrote it: tools, state, stops, clean-up.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ import inspect
 import json
 import math
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
@@ -22,9 +20,8 @@ from typing import Any
 import verifiers as vf
 from verifiers import types
 
-from envs import Env, EnvCrashed, Facts, JudgeFailed, Message, Step, Task
-from envs.adapters.verifiers_hub import merged
-from envs.tools import BadCall, Call, Tool, call, prompt
+from envs import Facts, JudgeFailed, Message
+from envs.adapters.verifiers_hub.turns import Attempt, Said, Talk, crashed, merged, message_of, tool_of
 
 SCORING_S = 600.0
 _RAISED: ContextVar[list[str] | None] = ContextVar("raised", default=None)
@@ -62,15 +59,17 @@ class Classic:
         said = [{"role": "user", "content": said}] if isinstance(said, str) else said
         info = row.get("info") or {}
         info = json.loads(info) if isinstance(info, str) else info
-        tools = [_tool(tool) for tool in info.get("tool_defs") or self.env.tool_defs or []]
-        answer = row.get("answer")
-        return merged([_message(one, {}) for one in said], prompt(tools) if tools else ""), str(answer or "")
+        tools = [tool_of(tool) for tool in info.get("tool_defs") or self.env.tool_defs or []]
+        return merged([message_of(one, {}) for one in said], tools), str(row.get("answer") or "")
 
     def told(self, row: Any) -> Mapping[str, Any]:
         return {name: value for name, value in row.items() if name != "example_id"}
 
-    def open(self, task: Task, row: Any, solved_at: float) -> Env:
-        return Attempt(self, task, row, solved_at)
+    def open(self, row: Any, solved_at: float) -> Attempt:
+        return Attempt(Rollout(self, row, solved_at))
+
+    async def close(self) -> None:
+        return None
 
 
 @contextlib.contextmanager
@@ -123,37 +122,16 @@ def _watched(func: Callable[..., Any]) -> Callable[..., Any]:
     return watched
 
 
-def _tool(tool: Any) -> Tool:
-    return Tool.read(tool if isinstance(tool, dict) else tool.model_dump())
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str) or content is None:
-        return content or ""
-    parts = [part if isinstance(part, dict) else part.model_dump() for part in content]
-    return "\n".join(part["text"] if part.get("type") == "text" else f"[{part.get('type')} left out]" for part in parts)
-
-
-def _message(said: Any, callers: Mapping[str, str]) -> Message:
-    """A message of the package's as one of ours. `callers`: names of tools by the id of their call."""
-    fields = said if isinstance(said, dict) else said.model_dump()
-    message = {"role": str(fields["role"]), "content": _text(fields.get("content"))}
-    if fields["role"] == "tool":
-        message["name"] = callers.get(fields.get("tool_call_id", ""), "tool")
-    return message
-
-
 class Policy(vf.Client):
     """The model as the environment sees it: a question goes out, and the answer is waited for."""
 
-    def __init__(self) -> None:
+    def __init__(self, talk: Talk) -> None:
         super().__init__(None)
-        self.asked: asyncio.Queue[tuple[list[Any], list[Any]]] = asyncio.Queue()
-        self.answers: asyncio.Queue[Any] = asyncio.Queue()
+        self.talk = talk
 
     async def get_response(self, prompt: Any, model: str, sampling_args: Any, tools: Any = None, **_: Any) -> Any:
-        self.asked.put_nowait((list(prompt), list(tools or [])))
-        return await self.answers.get()
+        said = await self.talk.answer(prompt, tools)
+        return types.Response(id=said.id, created=0, model="policy", message=_response(said))
 
     def setup_client(self, config: Any) -> None:
         return None
@@ -168,106 +146,42 @@ class Policy(vf.Client):
     raise_from_native_response = from_native_response = _unused
 
 
-class Attempt:
-    def __init__(self, kind: Classic, task: Task, row: Any, solved_at: float) -> None:
-        self.kind, self.task, self.row, self.solved_at = kind, task, row, solved_at
-        self.policy = Policy()
-        self.tools: dict[str, Tool] = {}
-        self.read: list[Message] = []
-        """All that has been said, as the environment tells it."""
-        self.callers: dict[str, str] = {}
-        self.turns = 0
-        self.playing: asyncio.Task[Any] | None = None
+def _response(said: Said) -> Any:
+    calls = said.call and [types.ToolCall(id=said.id, name=said.call.name, arguments=said.arguments)]
+    return types.ResponseMessage(
+        content=said.text, tool_calls=calls, finish_reason="tool_calls" if calls else "stop", is_truncated=False
+    )
 
-    async def start(self) -> Sequence[Message]:
-        self.playing = asyncio.create_task(self.kind.env.rollout(dict(self.row), self.policy, "policy", {}))
-        asked = await self._asked()
-        if asked is None:
-            raise EnvCrashed("the environment ended before the policy could say anything")
-        said, tools = asked
-        self.tools = {tool.name: tool for tool in map(_tool, tools)}
-        self.read = [_message(one, self.callers) for one in said]
-        return merged(self.read, prompt(list(self.tools.values())) if self.tools else "")
 
-    async def _asked(self) -> tuple[list[Any], list[Any]] | None:
-        """What the policy is asked next; None where the environment is done."""
-        assert self.playing is not None
-        question = asyncio.create_task(self.policy.asked.get())
+class Rollout:
+    def __init__(self, kind: Classic, row: Any, solved_at: float) -> None:
+        self.kind, self.row, self.solved_at = kind, row, solved_at
+        self.state: Any = None
+
+    async def play(self, talk: Talk) -> None:
         try:
-            await asyncio.wait({question, self.playing}, return_when=asyncio.FIRST_COMPLETED)
-            if question.done():
-                return question.result()
-        finally:
-            question.cancel()
-        error = self.playing.exception() or self.playing.result().get("error")
-        if error is not None:
-            cause = error.__cause__ or error
-            raise EnvCrashed(f"the environment raised {type(cause).__name__}: {' '.join(str(cause).split())[:200]}")
-        return None
+            self.state = await self.kind.env.rollout(dict(self.row), Policy(talk), "policy", {})
+        except Exception as error:  # of code that we did not write: it may be anything
+            raise crashed(error) from error
+        if self.state.get("error") is not None:
+            raise crashed(self.state["error"])
 
-    async def step(self, action: str) -> Step:
-        try:
-            asked = self._called(action)
-        except BadCall:
-            return Step(done=True, invalid=True)
-        self.turns += 1
-        self.policy.answers.put_nowait(self._response(action, asked))
-        began = time.monotonic()
-        question = await self._asked()
-        seconds = time.monotonic() - began
-        if question is None:
-            return Step(done=True, seconds=seconds)
-        said = [_message(one, self.callers) for one in question[0]]
-        known = len(self.read)
-        if said[:known] != self.read or len(said) <= known or said[known]["role"] != "assistant":
-            raise EnvCrashed("the environment changed what was said before; expected a conversation that only grows")
-        self.read = said
-        return Step(messages=tuple(said[known + 1 :]), seconds=seconds)
-
-    def _called(self, action: str) -> Call | None:
-        """The tool call in an action; arguments that do not fit are the environment's to complain of."""
-        if not self.tools:
-            return None
-        try:
-            return call(action, self.tools)
-        except BadCall as wrong:
-            if wrong.tool not in self.tools:
-                raise
-            return call(action, {name: Tool(name, "", {"type": "object"}) for name in self.tools})
-
-    def _response(self, action: str, asked: Call | None) -> Any:
-        calls = None
-        if asked is not None:
-            number = f"call_{self.turns}"
-            self.callers[number] = asked.name
-            calls = [types.ToolCall(id=number, name=asked.name, arguments=json.dumps(dict(asked.arguments)))]
-        message = types.ResponseMessage(
-            content=action, tool_calls=calls, finish_reason="tool_calls" if calls else "stop", is_truncated=False
-        )
-        return types.Response(id=f"turn_{self.turns}", created=0, model="policy", message=message)
-
-    async def measure(self) -> Facts:
-        if self.playing is None or not self.playing.done():
-            return {"solved": False}
-        state = self.playing.result()
+    async def judge(self) -> Facts:
         raised: list[str] = []
         kept = _RAISED.set(raised)
         try:
             async with asyncio.timeout(SCORING_S):
-                await self.kind.rubric.score_rollout(state)
-                await self.kind.rubric.cleanup(state)
+                await self.kind.rubric.score_rollout(self.state)
+                await self.kind.rubric.cleanup(self.state)
         except Exception as error:
             raise JudgeFailed(f"the rubric raised {type(error).__name__}: {error}") from error
         finally:
             _RAISED.reset(kept)
         if raised:
             raise JudgeFailed("; ".join(raised))
-        reward = float(state["reward"])
-        parts = {name: float(value) for name, value in (state["metrics"] or {}).items()}
-        return {"solved": reward >= self.solved_at, "reward": reward, "parts": parts, "turns": self.turns}
+        reward = float(self.state["reward"])
+        parts = {name: float(value) for name, value in (self.state["metrics"] or {}).items()}
+        return {"solved": reward >= self.solved_at, "reward": reward, "parts": parts}
 
     async def close(self) -> None:
-        playing, self.playing = self.playing, None
-        if playing is not None and not playing.done():
-            playing.cancel()
-            await asyncio.wait({playing}, timeout=60)
+        return None

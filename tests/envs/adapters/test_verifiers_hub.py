@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import re
 import signal
 import sys
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,11 +124,175 @@ class SumTaskset(vf.Taskset[SumTask, vf.TasksetConfig]):
 __all__ = ["SumTaskset"]
 """
 RUNTIME = TASKSET.replace("async def right(self, trace)", "async def right(self, trace, runtime)")
+SHOP = '''
+import os
+import verifiers.v1 as vf
+
+class Basket(vf.State):
+    prices: dict[str, int] = {}
+    taken: list[str] = []
+
+class ShopData(vf.TaskData):
+    answer: int
+    item: str
+    price: int
+
+class Shop(vf.Toolset[vf.ToolsetConfig, Basket]):
+    def __init__(self, config):
+        super().__init__(config)
+        self.calls = 0
+
+    async def setup_task(self, task):
+        self.item = task.item
+
+    @vf.tool
+    def price(self, item: str) -> str:
+        """What an item costs."""
+        self.calls += 1
+        return f"{self.state.prices[item]}, call {self.calls} about {self.item}"
+
+    @vf.tool
+    def take(self, item: str, count: int) -> str:
+        """Put something into the basket."""
+        self.state.taken = [*self.state.taken, *[item] * count]
+        return ", ".join(self.state.taken)
+
+    @vf.tool
+    def die(self) -> str:
+        """Ends the server."""
+        os._exit(1)
+
+class ShopTask(vf.Task[ShopData, Basket]):
+    @classmethod
+    def toolsets(cls, config):
+        return [Shop(vf.ToolsetConfig())]
+
+    async def setup(self, trace, runtime):
+        trace.state.prices = {self.data.item: self.data.price}
+        self.began = trace.id
+
+    async def finalize(self, trace, runtime):
+        trace.info["basket"] = len(trace.state.taken)
+
+    @vf.stop
+    async def enough(self, trace: vf.Trace) -> bool:
+        return len(trace.state.taken) > 5
+
+    @vf.reward
+    async def right(self, trace) -> float:
+        if self.began != trace.id:
+            raise RuntimeError("somebody else's attempt")
+        return float(trace.last_reply.strip() == str(self.data.answer))
+
+    @vf.metric
+    async def basket(self, trace) -> float:
+        return float(trace.info["basket"])
+
+class ShopTaskset(vf.Taskset[ShopTask, vf.TasksetConfig]):
+    def load(self):
+        for i in range(12):
+            asked = f"What does item{i} cost, twice?"
+            data = ShopData(prompt=asked, item=f"item{i}", price=i + 400, answer=2 * i + 800)
+            yield ShopTask(data, self.config.task)
+
+__all__ = ["ShopTaskset"]
+
+if __name__ == "__main__":
+    Shop.run()
+'''
+SHARED = '''
+import os
+import verifiers.v1 as vf
+
+class Seen(vf.State):
+    words: list[str] = []
+
+class Words(vf.Toolset[vf.SharedToolsetConfig, Seen]):
+    TOOL_PREFIX = None
+
+    async def setup(self):
+        self.calls = 0
+
+    @vf.tool
+    def say(self, word: str) -> str:
+        """Says a word."""
+        self.calls += 1
+        self.state.words = [*self.state.words, word]
+        return f"{os.getpid()} {self.calls} {' '.join(self.state.words)}"
+
+class WordTask(vf.Task[vf.TaskData, Seen]):
+    @vf.reward
+    async def several(self, trace) -> float:
+        return float(len(trace.state.words) == 2)
+
+class WordTaskset(vf.Taskset[WordTask, vf.TasksetConfig]):
+    @classmethod
+    def toolsets(cls, config):
+        return [Words(vf.SharedToolsetConfig())]
+
+    def load(self):
+        for i in range(12):
+            yield WordTask(vf.TaskData(prompt=f"Say two words about {i}."), self.config.task)
+
+__all__ = ["WordTaskset"]
+
+if __name__ == "__main__":
+    Words.run()
+'''
+GAME = """
+import verifiers.v1 as vf
+
+class GuessData(vf.TaskData):
+    answer: int
+
+class GuessTask(vf.Task[GuessData]):
+    @vf.reward(weight=0.5)
+    async def brief(self, trace) -> float:
+        return float(trace.num_turns < 4)
+
+class GuessConfig(vf.EnvConfig):
+    player: vf.AgentConfig = vf.AgentConfig()
+
+class Guess(vf.Env[GuessConfig]):
+    async def run(self, task, agents):
+        async with agents.player.interaction(task) as interaction:
+            segment = await interaction.turn()
+            while not segment.terminated and int(segment.last_reply) != task.data.answer:
+                low = int(segment.last_reply) < task.data.answer
+                segment = await interaction.turn("higher" if low else "lower")
+        interaction.trace.record_reward("found", float(int(segment.last_reply) == task.data.answer))
+
+class GuessTaskset(vf.Taskset[GuessTask, vf.TasksetConfig]):
+    def load(self):
+        for i in range(12):
+            yield GuessTask(GuessData(prompt=f"Guess ({i}).", system_prompt="A number.", answer=i), self.config.task)
+
+__all__ = ["GuessTaskset", "Guess"]
+"""
+BOXED = {
+    "a container": SHOP.replace(
+        "ShopTask(vf.Task[ShopData, Basket]):", "ShopTask(vf.Task[ShopData, Basket]):\n    NEEDS_CONTAINER = True"
+    ),
+    "a container (docker) for its tools Shop": SHOP.replace(
+        "vf.ToolsetConfig()", 'vf.ToolsetConfig(runtime={"type": "docker"})'
+    ),
+    "the agent's container for its tools Shop": SHOP.replace("vf.ToolsetConfig()", "vf.ToolsetConfig(colocated=True)"),
+    "a runtime to set up": SHOP.replace("self.began = trace.id", 'await runtime.write("a", b"b")'),
+    "a runtime to finish in": SHOP.replace(
+        'trace.info["basket"] =', 'trace.info["basket"] = (await runtime.read("a")) and'
+    ),
+    "a user who speaks first": SHOP.replace("prompt=asked, ", ""),
+    "a harness of its own, Bash": SHOP.replace(
+        '__all__ = ["ShopTaskset"]',
+        "from verifiers.v1.harnesses.null import NullHarness\n\nclass Bash(NullHarness): ...\n\n"
+        '__all__ = ["ShopTaskset", "Bash"]',
+    ),
+}
 
 
 def go(work: Awaitable[T]) -> T:
     async def bounded() -> T:
-        return await asyncio.wait_for(work, 120)
+        return await asyncio.wait_for(work, 300)
 
     return asyncio.run(bounded())
 
@@ -135,12 +303,40 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
     def made(source: str, **args: Any) -> verifiers_hub.World:
-        name = f"hub_{len(list(tmp_path.iterdir()))}_{tmp_path.name.replace('-', '_')}"
+        name = f"hub_{len(list(tmp_path.iterdir()))}_{os.getpid()}_{tmp_path.name.replace('-', '_')}"
         (tmp_path / f"{name}.py").write_text(source)
         sys.modules.pop(name, None)
         return verifiers_hub.World(None, environment=name, **args)  # type: ignore[arg-type]
 
     return made
+
+
+@pytest.fixture
+def served(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As `make`, where a server that the package starts finds the environment too; none may be left."""
+    pytest.importorskip("verifiers.v1")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    yield make
+    assert not left(tmp_path)
+
+
+def servers(folder: Path) -> list[str]:
+    """Command lines of processes that serve a module of a folder."""
+    names = [path.stem for path in folder.glob("hub_*.py")]
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            found += [" ".join(words)] if set(words) & set(names) else []
+    return found
+
+
+def left(folder: Path) -> list[str]:
+    """Those that do not end: before 0.4 they are told to, and not waited for."""
+    until = time.monotonic() + 60
+    while (found := servers(folder)) and time.monotonic() < until:
+        time.sleep(0.2)
+    return found
 
 
 def a_task(world: verifiers_hub.World, answer: str | None = None) -> Any:
@@ -207,7 +403,6 @@ def test_an_environment_that_answers_keeps_its_state_and_its_errors(make: Any) -
 
 
 @classic
-@classic
 def test_a_prompt_is_on_one_side_of_the_split(make: Any) -> None:
     named = SINGLE.replace(
         'f"Reverse w{i}", "answer": f"{i}w"', 'f"Reverse w{i % 20}", "answer": "w", "info": {"id": i}'
@@ -225,6 +420,7 @@ def test_a_prompt_is_on_one_side_of_the_split(make: Any) -> None:
     assert apart.size("train") == 11 and apart.size("heldout") == 4
 
 
+@classic
 def test_rewards_of_whole_groups_are_refused(make: Any) -> None:
     with pytest.raises(ValueError, match="rewards of whole groups"):
         make(GROUPS)
@@ -248,6 +444,102 @@ def test_a_taskset_is_answered_once_and_graded_by_its_rewards(make: Any) -> None
         go(replay(world, task, ["crash"]))
     with pytest.raises(ValueError, match="a runtime for right"):
         make(RUNTIME)
+
+
+def test_tools_of_a_task_are_served_to_each_attempt_alone(served: Any, tmp_path: Path) -> None:
+    world = served(SHOP, gold="{answer}")
+    assert not left(tmp_path), "the tools were listed"
+    task = a_task(world, "806")
+    assert '"shop_price"' in task.messages[0]["content"] and world.max_turns == 20
+    price, take = "<tool: shop_price>\nitem3\n</tool>", "<tool: shop_take>\n%s\n</tool>"
+    right = [price, price, "<tool: shop_price>\nnone\n</tool>", take % '{"item": "pen", "count": "x"}', "806"]
+    many = ['<tool_call>{"name": "shop_take", "arguments": {"item": "pen", "count": 6}}</tool_call>', "806"]
+
+    async def all_at_once() -> list[Any]:
+        attempts = [right, many, [take % '{"item": "ink", "count": 2}', *gold(world, task, err=True)]]
+        attempts.append(["<tool: nosuchtool>\nx\n</tool>", "806"])
+        try:
+            return await asyncio.gather(*(replay(world, task, actions) for actions in attempts))
+        finally:
+            await world.close()
+
+    played, stopped, wrong, unknown = go(all_at_once())
+    assert played.heard[0] == task.messages[0]["content"] and played.heard[1] == task.messages[1]["content"]
+    assert played.heard[2:4] == ["403, call 1 about item3", "403, call 2 about item3"]
+    assert "none" in played.heard[4] and "rror" in played.heard[4] and "count" in played.heard[5]
+    assert played.solved and played.facts["parts"] == {"right": 1.0, "basket": 0.0} and played.facts["turns"] == 5
+    assert wrong.heard[2] == "ink, ink" and not wrong.solved and wrong.facts["parts"]["basket"] == 2
+    assert not stopped.solved and stopped.facts["parts"]["basket"] == 6 and len(stopped.heard) == 2, (
+        "stopped by the task"
+    )
+    assert unknown.invalid
+    for one in (stopped, wrong, unknown):
+        assert not any("806" in text or "403" in text for text in one.heard), "what is hidden was shown"
+
+
+def test_a_server_of_tools_that_dies_is_the_machinerys_failure(served: Any, tmp_path: Path) -> None:
+    world = served(SHOP)
+    with pytest.raises(EnvCrashed, match="the environment raised"):
+        go(replay(world, a_task(world), ["<tool: shop_die>\n</tool>", "1"]))
+
+    async def given_up() -> list[str]:
+        env = world.open(a_task(world))
+        await env.start()
+        running = servers(tmp_path)
+        await env.close()
+        await env.close()
+        return running
+
+    assert not left(tmp_path)
+    assert len(go(given_up())) == 1, "and an attempt that is left gives up its server"
+
+
+def test_tools_of_a_taskset_are_served_once_and_keep_attempts_apart(served: Any, tmp_path: Path) -> None:
+    world = served(SHARED)
+    task = a_task(world)
+    say = "<tool: say>\n%s\n</tool>"
+
+    async def both() -> list[Any]:
+        try:
+            played = [replay(world, task, [say % word, say % word, "said"]) for word in ("one", "two")]
+            found = [*await asyncio.gather(*played), servers(tmp_path)]
+        finally:
+            await world.close()
+        return [*found, left(tmp_path)]
+
+    one, two, running, after = go(both())
+    assert one.heard[3].endswith("one one") and two.heard[3].endswith("two two") and one.solved and two.solved
+    assert {one.heard[2].split()[0]} == {two.heard[2].split()[0]} and len(running) == 1 and not after
+    assert not go(replay(world, task, [say % "x", "said"])).solved, "another loop has a server of its own"
+
+
+def test_a_package_with_an_environment_of_its_own_takes_turns(make: Any) -> None:
+    pytest.importorskip("verifiers.v1")
+    world = make(GAME, solved_at=1.5)
+    task = a_task(world, "7")
+    assert world.max_turns == 20 and [message["role"] for message in task.messages] == ["system", "user"]
+
+    async def both() -> Any:
+        attempts = [["3", "9", "7"], ["1", "2", "3", "7"], ["seven"]]
+        return await asyncio.gather(*(replay(world, task, one) for one in attempts), return_exceptions=True)
+
+    found, late, unread = go(both())
+    assert found.heard == ["A number.", "Guess (7).", "higher", "lower"] and found.solved
+    assert found.facts["parts"] == {"brief": 1.0, "found": 1.0} and found.facts["reward"] == 1.5
+    assert not late.solved and late.facts["parts"] == {"brief": 0.0, "found": 1.0}
+    assert isinstance(unread, EnvCrashed) and "seven" in str(unread)
+    two = "player: vf.AgentConfig = vf.AgentConfig()"
+    with pytest.raises(ValueError, match="asks for the harness 'null'; expected one without"):
+        make(GAME.replace(two, 'player: vf.AgentConfig = vf.AgentConfig(harness={"id": "null"})'))
+    with pytest.raises(ValueError, match="has the agents player, rival; expected one"):
+        make(GAME.replace(two, f"{two}\n    {two.replace('player', 'rival')}"))
+
+
+def test_what_needs_the_packages_own_container_is_refused_by_name(make: Any) -> None:
+    pytest.importorskip("verifiers.v1")
+    for wish, source in BOXED.items():
+        with pytest.raises(ValueError, match=rf"asks for [^;]*{re.escape(wish)}[,;]"):
+            make(source)
 
 
 def test_what_is_not_installed_or_makes_no_sense_is_said(make: Any) -> None:
