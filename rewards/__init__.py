@@ -18,8 +18,9 @@ None says that the reward does not apply to this attempt: the part is left out. 
 adding it. `threshold: t` makes the part 1 at t or above, else 0. `normalise: true` takes the difference to the group's
 mean over its deviation. `reward: NAME` is the file, where the part has a name of its own. All else is the file's.
 
-Nothing here runs code, sees a token or reads a clock (but to end a pattern that goes on for ever), so stored episodes can
-be scored again at any time; groups may be scored in several threads at once. To divide the sum by the group's deviation is a matter of rl/algorithms.
+Nothing here runs code, sees a token or reads a clock (but to end a pattern that goes on for ever), so stored episodes
+can be scored again at any time; groups may be scored in several threads at once. To divide the sum by the group's
+deviation is a matter of rl/algorithms.
 """
 
 from __future__ import annotations
