@@ -86,7 +86,8 @@ class World:
     basket = []
 
     def task(self, rng):
-        return {"prompt": f"Put {rng.randrange(10**6)} in.", "wanted": ["x"]}
+        number = str(rng.randrange(10**6))
+        return {"prompt": f"Put {number} in.", "wanted": [number]}
 
     def put(self, thing: str) -> str:
         '''Put something in.'''
@@ -96,8 +97,8 @@ class World:
     def grade(self, wanted):
         return self.basket == wanted
 
-    def right(self):
-        return [Call("put", {"thing": "x"}), "done"]
+    def right(self, wanted):
+        return [Call("put", {"thing": wanted[0]}), "done"]
 """
 
 
