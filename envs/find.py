@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,12 @@ from typing import Any
 
 HERE = Path(__file__).parent
 _NOT_WORLDS = ("adapters", "define", "exploits", "find", "rows", "sandboxes", "shared", "tools", "verifiers")
+_NOT_THEIRS = (
+    *(HERE / name for name in ("__init__.py", "define", "find.py", "tools.py")),
+    HERE.parent / "rl",
+    *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
+)
+"""What is not the code of a world's author."""
 DATA_BYTES = 4 * 2**30
 
 
@@ -88,10 +95,16 @@ def _executed(ref: str, run: Callable[[], ModuleType]) -> ModuleType:
     except ModuleNotFoundError as error:
         raise ValueError(f"there is no module {error.name!r}, asked for by {ref}") from None
     except Exception as error:  # whatever a world's own code raises is told, not traced
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
-        frames = [f for f in frames if Path(f.filename) != Path(__file__)]
-        at = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-        raise ValueError(f"{ref} cannot be imported: {type(error).__name__}: {error}{at}") from None
+        raise ValueError(f"{ref} cannot be imported: {type(error).__name__}: {error}{place(error)}") from None
+
+
+def place(error: BaseException) -> str:
+    """The line of a world's own code that an exception came from, as ` (chess.py, line 3)`; empty where none is."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in _NOT_THEIRS):
+            return f" ({path.name}, line {frame.lineno})"
+    return ""
 
 
 def sources(ref: str) -> list[Path]:

@@ -72,7 +72,10 @@ class Tool:
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 raise ValueError(f"tool {name}: got the parameter {parameter}; expected only ones with a name")
             if given not in hints:
-                raise ValueError(f"tool {name}: its parameter {given!r} has no type hint; expected e.g. {given}: str")
+                raise ValueError(
+                    f"tool {name}: its parameter {given!r} has no type hint; expected e.g. {given}: str, as the policy "
+                    "gives it (what is the task's is kept in self by `start`)"
+                )
             properties[given] = _typed(hints[given], f"tool {name}: its parameter {given!r}")
             properties[given] |= {"description": about[given]} if given in about else {}
             required += [given] if parameter.default is parameter.empty else []

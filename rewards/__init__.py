@@ -18,8 +18,9 @@ None says that the reward does not apply to this attempt: the part is left out. 
 adding it. `threshold: t` makes the part 1 at t or above, else 0. `normalise: true` takes the difference to the group's
 mean over its deviation. `reward: NAME` is the file, where the part has a name of its own. All else is the file's.
 
-Nothing here runs code, reads a clock or sees a token, so stored episodes can be scored again at any time; groups may be
-scored in several threads at once. To divide the sum by the group's deviation is a matter of rl/algorithms.
+Nothing here runs code, sees a token or reads a clock (but to end a pattern that goes on for ever), so stored episodes
+can be scored again at any time; groups may be scored in several threads at once. To divide the sum by the group's
+deviation is a matter of rl/algorithms.
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from envs import Episode, JudgeFailed, MachineryError, Message, Outcome
+import regex
+
+from envs import Episode, JudgeFailed, JudgeTimedOut, MachineryError, Message, Outcome
 
 KEYS = ("reward", "weight", "gate", "threshold", "normalise")
 """What composition takes of a part's settings; a reward's own arguments have other names."""
 KINDS = ("reward", "turns", "group")
+PATTERN_S = 1.0
+"""Longest search for a configured pattern in one text: a policy can write one on which it would hardly ever end."""
 SMALLEST_DEVIATION = 1e-4
 """Added to a group's deviation, so that parts which differ by rounding are not blown up."""
 
@@ -97,6 +102,23 @@ def rounds(episode: Episode) -> list[list[Message]]:
     spoken = [at for at, message in enumerate(episode.messages) if message["role"] == "assistant"]
     begins = spoken[len(spoken) - episode.turns :]  # an opening may show turns that are not the policy's
     return [episode.messages[a:b] for a, b in zip(begins, [*begins[1:], len(episode.messages)], strict=False)]
+
+
+def expression(pattern: str) -> regex.Pattern[str]:
+    """A configured pattern, as Python's `re` reads it. Raises ValueError where it is none."""
+    try:
+        return regex.compile(pattern)
+    except (regex.error, TypeError) as error:
+        raise ValueError(f"got pattern={pattern!r}; expected a regular expression: {error}") from None
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether a pattern is found in what a policy wrote, or brought a tool to say. Raises JudgeTimedOut."""
+    try:
+        return expression(pattern).search(text, timeout=PATTERN_S) is not None
+    except TimeoutError:
+        words = f"the pattern {pattern!r:.80} took more than {PATTERN_S:g} s on a text of {len(text)} characters"
+        raise JudgeTimedOut(f"{words}; expected one without repetitions that match the same in many ways") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,15 @@
 `any`, or in `every`. As a gate it takes the reward of an answer in another form; added, it can be earned without truth.
 """
 
-import re
-
 from envs import Episode
-from rewards import rounds
+from rewards import expression, matches, rounds
 
 PLACES = ("last", "any", "every")
 
 
 def reward(episode: Episode, *, pattern: str, role: str = "assistant", where: str = "last") -> float:
     texts = [message["content"] for own in rounds(episode) for message in own if message["role"] == role]
-    found = [re.search(pattern, text) is not None for text in (texts[-1:] if where == "last" else texts)]
+    found = [matches(pattern, text) for text in (texts[-1:] if where == "last" else texts)]
     return float(bool(found) and (any(found) if where == "any" else all(found)))
 
 
@@ -23,7 +21,4 @@ def check(*, pattern: str, role: str = "assistant", where: str = "last") -> None
         raise ValueError(f"got where={where!r}; available: {', '.join(PLACES)}")
     if role not in ("assistant", "tool", "user"):
         raise ValueError(f"got role={role!r}; available: assistant, tool, user")
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"got pattern={pattern!r}; expected a regular expression: {error}") from None
+    expression(pattern)

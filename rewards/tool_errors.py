@@ -3,18 +3,16 @@
 An error is told by its text: a line of the answer that `pattern` (a regular expression) matches at its beginning.
 """
 
-import re
-
 from envs import Episode, Outcome
-from rewards import rounds
+from rewards import expression, matches, rounds
 
 PATTERN = r"exit code [1-9]|timed out after|bad edit:|no edit:|(?:[\w.]*(?:Error|Exception)|[Ee]rror):"
 
 
 def turns(episode: Episode, *, pattern: str = PATTERN) -> list[float]:
-    begins = re.compile(f"^(?:{pattern})", re.MULTILINE)
+    begins = f"(?m:^(?:{pattern}))"
     costs = [
-        -float(any(message["role"] == "tool" and begins.search(message["content"]) for message in own[1:]))
+        -float(any(message["role"] == "tool" and matches(begins, message["content"]) for message in own[1:]))
         for own in rounds(episode)
     ]
     if episode.outcome is Outcome.INVALID_ACTION and costs:
@@ -23,7 +21,4 @@ def turns(episode: Episode, *, pattern: str = PATTERN) -> list[float]:
 
 
 def check(*, pattern: str = PATTERN) -> None:
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"got pattern={pattern!r}; expected a regular expression: {error}") from None
+    expression(pattern)

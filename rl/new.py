@@ -11,7 +11,7 @@ import envs
 from envs import find
 
 ONE_TURN = '''\
-"""NAME: sums of two numbers. Change what is asked, what is right, and what a right and a wrong answer look like."""
+"""NAME, so far sums of two numbers: change what is asked, how it is graded, and what is right and wrong."""
 
 import random
 from typing import Any
@@ -36,7 +36,7 @@ class World:
 '''
 
 WITH_TOOLS = '''\
-"""NAME: bring a robot to its goal. Every public method that has no role of its own is a tool for the policy."""
+"""NAME, so far a robot to bring to its goal. Every public method without a role of its own is a tool for the policy."""
 
 import random
 from typing import Any, Literal
@@ -129,8 +129,10 @@ def test_splits_never_meet() -> None:
 
 def environment(name: str, *, tools: bool) -> str:
     """Write the world and its test; what to type next. Raises ValueError for a name that cannot be, or is taken."""
-    if re.fullmatch(r"[a-z][a-z0-9_]*", name) is None or keyword.iskeyword(name):
+    if re.fullmatch(r"[a-z][a-z0-9_]*", name) is None:
         raise ValueError(f"got the name {name!r}; expected small letters, digits and _, as in `rl new env chess`")
+    if keyword.iskeyword(name):
+        raise ValueError(f"got the name {name!r}, which is a keyword of Python; expected another name")
     checkout = Path("envs", "__init__.py").is_file() and Path("envs").resolve() == find.HERE.resolve()
     if checkout:
         world, test, ref = Path("envs", f"{name}.py"), Path("tests", "envs", f"test_{name}.py"), f'"{name}"'

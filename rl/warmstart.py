@@ -130,7 +130,8 @@ def _rows(demos: Iterator[list[Message]], chat: Any, count: int, row_tokens: int
         ids, mask = chat.conversation(next(demos))
         if len(ids) > row_tokens:
             raise ValueError(
-                f"got a demonstration of {len(ids)} tokens; expected at most warmstart.row_tokens={row_tokens}"
+                f"got a demonstration of {len(ids)} tokens; expected at most warmstart.row_tokens={row_tokens}, which "
+                "may be raised to policy.context"
             )
         row = next((r for r in open_rows if len(r["input_ids"]) + len(ids) <= row_tokens), None)
         if row is None:

@@ -222,7 +222,9 @@ class Defined:
             raise ValueError(f"world {self.name} has no `{name}`, so there is no {name} demonstration")
         own = copy.deepcopy(task)
         said = self._said(name, {"task": own, "rng": rng}, own)
-        turns = [said] if isinstance(said, str | Call) else list(said)
+        turns = [said] if isinstance(said, str | Call) else said
+        if not isinstance(turns, list | tuple) or not all(isinstance(turn, str | Call | Mapping) for turn in turns):
+            raise TypeError(f"{name} answered with {str(said)[:80]!r}; expected a text, a Call, or a list of these")
         told = any(isinstance(turn, Mapping) for turn in turns)
         attempt = Attempt(self, task, alone=True)
         messages = list(task.messages if told else at_once(attempt.start(), self.name))
@@ -230,6 +232,9 @@ class Defined:
             if isinstance(turn, Mapping):
                 messages.append(dict(turn))
                 continue
+            if isinstance(turn, Call) and turn.name not in self.made.tools:
+                known = ", ".join(self.made.tools) or "none"
+                raise TypeError(f"{name} calls {turn.name!r}, which is no tool; available: {known}")
             action = self.made.tools[turn.name].written(turn.arguments) if isinstance(turn, Call) else turn
             messages.append({"role": "assistant", "content": action})
             if not told:

@@ -67,9 +67,11 @@ def _part(runs: str, order: dict[str, Any]) -> Path:
 
 
 async def _played(order: dict[str, Any], result: Result, page: Page, part: Path | None) -> None:
-    await Watch(order, result, page, part).run()
+    watch = Watch(order, result, page, part)
+    await watch.run()
     result.fold()
-    await fresh.settle(order, result, page)
+    right = [line for line in watch.kept.values() if line[0] == "right"]
+    await fresh.settle(order, result, page, right)
 
 
 def words(result: Result) -> list[str]:

@@ -7,11 +7,11 @@ import contextlib
 import copy
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from envs import Env, Facts, JudgeFailed, JudgeTimedOut, MachineryError, Message, Task, World
+from envs import Env, Facts, JudgeFailed, JudgeTimedOut, MachineryError, Message, Task, World, find
 from envs.sandboxes import SandboxError
 from rl.check import answers
 from rl.check.kinds import Fault
@@ -40,8 +40,11 @@ class Calls:
 
     announce: Callable[[str], None]
     deadline_s: float
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the world's author calls a call, where that is another name."""
 
     async def __call__(self, name: str, call: Callable[[], Awaitable[Any]]) -> Any:
+        name = self.names.get(name, name)
         self.announce(name)
         task = asyncio.ensure_future(_awaited(name, call))
         done, _ = await asyncio.wait({task}, timeout=self.deadline_s)
@@ -59,7 +62,7 @@ class Calls:
         except (Fault, SandboxError):
             raise
         except Exception as error:
-            raise Fault("raises", f"{name} raised {_named(error)}") from None
+            raise Fault("raises", f"{name} raised {named(error)}") from None
 
 
 async def _awaited(name: str, call: Callable[[], Awaitable[Any]]) -> Any:
@@ -75,16 +78,17 @@ def _result(name: str, task: asyncio.Future[Any]) -> Any:
     except (Fault, SandboxError):
         raise
     except (JudgeFailed, JudgeTimedOut) as error:
-        kind = "data-error" if re.search(r"gold|problem's data", _named(error).lower()) else "judge-fails"
-        raise Fault(kind, f"{name}: {_named(error)}") from None
+        kind = "data-error" if re.search(r"gold|problem's data", named(error).lower()) else "judge-fails"
+        raise Fault(kind, f"{name}: {named(error)}") from None
     except asyncio.CancelledError:
         raise Fault("raises", f"{name} cancelled itself") from None
     except Exception as error:
-        raise Fault("raises", f"{name} raised {_named(error)}") from None
+        raise Fault("raises", f"{name} raised {named(error)}") from None
 
 
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def named(error: BaseException) -> str:
+    """In one line, with the line of the world's own code that it came from."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{find.place(error)}"
 
 
 class Attempt:

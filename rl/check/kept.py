@@ -11,7 +11,8 @@ class Kept:
 
     `heard` what the world says before any answer · `empty-solved` · `paid` to a wrong answer · `took` a sandbox ·
     `looked` into sandboxes, counts · `steady` verdicts, by what was said · `ended`, the ways in which attempts did ·
-    `longest` opening in characters · `hung` tasks that never ended · `over`, since nothing more can be learnt.
+    `longest` opening in characters · `right` answers that were not solved · `hung` tasks that never
+    ended · `over`, since nothing more can be learnt.
     """
 
     def __init__(self, say: Callable[..., None], lines: Iterable[Sequence[Any]] = ()) -> None:

@@ -16,20 +16,20 @@ class Kind:
 KINDS = {
     "gold-fails": Kind(
         "the right answer is not scored as right",
-        "correct what `measure` compares, or the answer that `hidden` and `demonstrate` hold",
+        "correct what the grader compares, or the answer that the task and its demonstration hold",
     ),
     "never-done": Kind(
         "the attempt goes on after the right answer, so that nothing is ever scored",
-        "let `step` give Step(done=True) once the answer is in, or `demonstrate` end with what hands it in",
+        "end the attempt once the answer is in, let the demonstration end with what hands it in, or raise max_turns",
     ),
     "accepts-anything": Kind(
         "whatever is said is scored as right",
-        "let `measure` compare what was said with the answer, and be False for what it cannot read",
+        "let the grader compare what was said with the answer, and be False for what it cannot read",
     ),
-    "empty-scores": Kind("an empty answer is scored as right", "let `measure` be False where nothing was said"),
+    "empty-scores": Kind("an empty answer is scored as right", "let the grader be False where nothing was said"),
     "wrong-scores": Kind(
         "a wrong answer is scored as right",
-        "compare the whole answer in `measure`, or correct the wrong one of `demonstrate`",
+        "let the grader compare the whole answer, or correct the demonstration of a wrong one",
     ),
     "malformed-scores": Kind(
         "an answer that cannot be understood is scored as right",
@@ -41,17 +41,15 @@ KINDS = {
     ),
     "exploit-passes": Kind("a known exploit is scored as right", "close the way that the exploit takes"),
     "honest-refused": Kind(
-        "an honest answer that looks like an exploit is not scored as right", "let `measure` accept it"
+        "an honest answer that looks like an exploit is not scored as right", "let the grader accept it"
     ),
     "wrong-verdict": Kind(
         "an answer that never ends, floods or breaks off is not called what it is",
         "say what happened in a message or in the facts",
     ),
-    "leak": Kind(
-        "the task tells its own answer", "keep the answer in `hidden`, and out of messages, `given` and observations"
-    ),
+    "leak": Kind("the task tells its own answer", "keep the answer out of messages, `given` and observations"),
     "sandbox-tells": Kind(
-        "a sandbox holds what the attempt may not see", "put it where only `measure` can read it, or bring it in later"
+        "a sandbox holds what the attempt may not see", "put it where only the grader can read it, or bring it in later"
     ),
     "history": Kind(
         "a sandbox holds history that leads to the answer", "begin the repository anew, with one commit and no remote"
@@ -61,11 +59,11 @@ KINDS = {
     ),
     "all-alike": Kind(
         "all tasks are one and the same",
-        "let `task` depend on its index; a world that has only one task says so by `size`",
+        "let `task` depend on its index or its `rng`; a world that has only one task says so by `size`",
     ),
     "task-changes": Kind(
         "the same split and index give another task each time",
-        "draw a task's numbers from random.Random(f'{seed}/{split}/{index}')",
+        "draw a task's numbers from the `rng` it is given, or from random.Random(f'{seed}/{split}/{index}')",
     ),
     "not-repeatable": Kind(
         "the same thing done twice has two results",
@@ -73,12 +71,12 @@ KINDS = {
     ),
     "state-shared": Kind(
         "one attempt changes the verdict of another",
-        "keep all that an attempt changes in the object that `open` makes anew, not in the world, class or task",
+        "keep all that an attempt changes in its own object (`self`, set in `start`), not in the world, class or task",
     ),
     "never-ends": Kind("a call does not end", "give every loop and every wait in it a limit"),
     "raises": Kind(
         "a call raises, which would lose the episode",
-        "correct or catch it; what a policy may say wrongly is answered with a message, or with Step(invalid=True)",
+        "correct or catch it; what a policy may say wrongly is no error: False, BadCall in a tool, Step(invalid=True)",
     ),
     "data-error": Kind("the hidden answer cannot be read", "correct the task's data, or leave the task out"),
     "judge-fails": Kind("the verifier gives no verdict", "correct the verifier; what it said is told"),

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from envs import MachineryError, Split, Task, World, sandboxes
+from envs.define import Defined
 from envs.sandboxes import SandboxLost
 from rl.check import trials
-from rl.check.episodes import Calls
+from rl.check.episodes import Calls, named
 from rl.check.kept import Kept
 from rl.check.kinds import Fault
 from rl.check.lent import UNIT, Pool
@@ -92,6 +93,7 @@ class Player:
 
     async def _run(self) -> None:
         world = self._build()
+        self.calls.names = {"measure": "grade"} if isinstance(world, Defined) else {}
         self.say("config", digest=config_digest(self.order.world, self.order.args))
         report = getattr(getattr(world, "stream", None), "report", None)
         if report is not None:
@@ -124,7 +126,7 @@ class Player:
         except (ValueError, TypeError, OSError, MachineryError):
             raise
         except Exception as error:  # a world is a plug-in: what its code raises cannot be foreseen
-            raise Fault("raises", f"World(...) raised {type(error).__name__}: {error}") from None
+            raise Fault("raises", f"World(...) raised {named(error)}") from None
         if type(world.max_turns) is not int or world.max_turns < 1:
             raise Fault("wrong-type", f"the world has max_turns={world.max_turns!r:.40}; expected 1 or more")
         return world

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from envs import JudgeFailed, Message, Task, World
+from envs import JudgeFailed, Message, Task, World, find
 from rl.check import answers, inside, leaks
-from rl.check.episodes import Attempt, Calls, Played, play
+from rl.check.episodes import Attempt, Calls, Played, named, play
 from rl.check.kept import Kept
 from rl.check.kinds import Fault
 from rl.check.lent import UNIT, Pool
@@ -154,12 +154,15 @@ class Probes:
         played += [await self.play(task, actions) for _ in range(times - 1)]
         verdicts = [p.solved for p in played]
         if not all(verdicts):
+            self.kept.put("right", at, actions)
             await self._again("the same right answer", task, actions, verdicts)
             ended, facts = played[0].ended, played[0].facts
             if ended == "turns":
-                raise Fault(
-                    "never-done", f"step says done=False to the right answer's last action: {actions[-1][:60]!r}"
-                )
+                if len(actions) > self.world.max_turns:
+                    words = f"the right answer takes {len(actions)} turns; max_turns is {self.world.max_turns}"
+                else:
+                    words = f"step says done=False to the right answer's last action: {actions[-1][:60]!r}"
+                raise Fault("never-done", words)
             said = json.dumps(facts)[:200] if facts else f"it ended for: {ended}"
             raise Fault("gold-fails", f"the right answer does not count as solved; {said}")
         paid = played[0].facts.get("reward")
@@ -282,6 +285,8 @@ class Probes:
         """The right actions: the expert's, else the hidden answer as it stands or in a box, where one of them is right.
         How a world without an expert wants it written is not known: where neither is solved, that is no fault.
         """
+        if at not in self.right and at in self.kept["right"]:
+            self.right[at] = self.kept["right"][at]
         if at not in self.right:
             actions, why = self._demonstration(task, err=False)
             answer = task.hidden.get("answer") if why == NO_EXPERT else None
@@ -296,14 +301,18 @@ class Probes:
 
     def _demonstration(self, task: Task, *, err: bool) -> tuple[list[str] | None, str]:
         """The actions of the scripted expert; or None, and why there is none."""
+        if not hasattr(self.world, "demonstrate"):
+            return None, NO_EXPERT
+        what = f"the demonstration of a {'wrong' if err else 'right'} answer"
+        self.calls.announce(what)
         try:
             messages: list[Message] = self.world.demonstrate(task, random.Random(f"{task.key}/{err}"), err=err)
-        except (NotImplementedError, AttributeError):
+        except NotImplementedError:
             return None, NO_EXPERT
         except ValueError as error:
-            return None, " ".join(str(error).split())[:200]
+            return None, f"{' '.join(str(error).split())[:200]}{find.place(error)}"
         except Exception as error:
-            raise Fault("raises", f"demonstrate raised {type(error).__name__}: {error}") from None
+            raise Fault("raises", f"{what} raised {named(error)}") from None
         answers.messages("demonstrate", messages)
         if not (actions := [m["content"] for m in messages if m["role"] == "assistant"]):
             raise Fault("wrong-type", "demonstrate gave no message of an assistant; expected what the expert says")

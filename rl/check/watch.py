@@ -204,7 +204,7 @@ class Watch:
         self.hung.append([split, index])
         self._done(self.at["unit"])
         key = self.at.get("key", "")
-        where = f" (while playing: {phase})" if phase else ""
+        where = f" (in the probe `{phase}`)" if phase else ""
         self.result.add(
             {"kind": kind, "split": split, "index": index, "key": key, "words": told + where, "phase": phase}
         )

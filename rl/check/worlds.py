@@ -23,6 +23,8 @@ def build(name: str, pool: SandboxPool, args: Mapping[str, Any]) -> World:
             near = difflib.get_close_matches(given, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(known) or 'none'}"
             raise ValueError(f"world {name} takes no argument {given!r}; {hint}")
+    if not inspect.signature(make).parameters:
+        raise ValueError(f"the World of {name} takes no sandboxes; expected `@world` above it, or World(sandboxes, …)")
     try:
         world: World = make(pool, **args)
     except TypeError as error:

@@ -64,6 +64,8 @@ def load(paths: Sequence[str]) -> list[Shaping]:
 
 
 def read(path: Path) -> Shaping:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; expected a YAML file with {' and '.join(KEYS)}")
     given = config.mapping(path)
     if unknown := sorted(set(given) - set(KEYS)):
         raise ValueError(f"{path} has the key {unknown[0]!r}; a shaping has {' and '.join(KEYS)}")

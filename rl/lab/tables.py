@@ -58,7 +58,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             title=f"Against {found['reference']}",
             columns=["shaping", "measure", "difference", "low", "high", "p", "p (Holm)", "p (signs)", "different"],
             rows=[
-                [name, measure, *(seen[key] for key in COMPARED)]
+                [name, "end" if measure == "final" else measure, *(seen[key] for key in COMPARED)]
                 for name, row in of.items()
                 for measure, seen in row.get("against", {}).items()
             ],

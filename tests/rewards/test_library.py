@@ -129,6 +129,25 @@ def test_the_form_of_what_was_said(args: dict[str, Any], expected: float) -> Non
     assert value("format", episode(("one", "edited"), "two", opening=shown), **args) == expected
 
 
+@pytest.mark.parametrize("file", ["format", "tool_errors"])
+def test_a_text_on_which_a_pattern_never_ends_is_a_judge_too_late_and_no_number(file: str) -> None:
+    """What a policy wrote, or brought its tool to print; the attempt beside it has its score."""
+    endless = "a" * 80 + "b"
+    groups = [episode((text, text)) for text in ("aa", endless)]
+    with pytest.raises(rewards.Unscored) as caught:
+        rewards.score_group(groups, {"form": {"reward": file, "pattern": "(?:a|aa)+$"}})
+    late = caught.value.failed
+    assert set(late) == {1} and late[1].outcome is Outcome.JUDGE_TIMED_OUT
+    assert str(late[1]).startswith("the pattern '") and "took more than 1 s on a text of 81 characters" in str(late[1])
+
+
+def test_patterns_are_read_as_re_reads_them() -> None:
+    assert rewards.matches(r"\\boxed\{", "so \\boxed{4}") and not rewards.matches("^b", "a\nb")
+    assert rewards.matches("(?im)^B$", "a\nb") and by_turn(
+        "tool_errors", episode(("x", "OOPS")), pattern="(?i)oops"
+    ) == [-1]
+
+
 def test_length_along_a_cosine() -> None:
     ended = {True: Outcome.SOLVED, False: Outcome.FAILED}
     got = {

@@ -75,3 +75,57 @@ def test_every_kind_says_what_to_change_and_the_page_lists_them() -> None:
     ]
     assert all(kind.plain and kind.change and "\n" not in kind.plain + kind.change for kind in KINDS.values())
     assert {kind for kind, _ in FAULTS.values()} <= set(KINDS)
+
+
+BEGINNER = """
+from envs.define import world
+from envs.tools import Call
+
+@world
+class World:
+    basket = []
+
+    def task(self, rng):
+        number = str(rng.randrange(10**6))
+        return {"prompt": f"Put {number} in.", "wanted": [number]}
+
+    def put(self, thing: str) -> str:
+        '''Put something in.'''
+        self.basket.append(thing)
+        return "there"
+
+    def grade(self, wanted):
+        return self.basket == wanted
+
+    def right(self, wanted):
+        return [Call("put", {"thing": wanted[0]}), "done"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind", "words"),
+    [
+        ("", "", "state-shared", "the right answer does not count as solved"),
+        ("    basket = []\n", "", "raises", "no attribute 'basket' (beginner.py, line "),
+        ("return [Call", "return 3 or [Call", "raises", "right answered with '3'; expected a text, a Call, or a list"),
+        ('Call("put"', 'Call("putt"', "raises", "right calls 'putt', which is no tool; available: put"),
+        ("@world\n", "@world(max_turns=1)\n", "never-done", "the right answer takes 2 turns; max_turns is 1"),
+    ],
+)
+def test_what_a_beginner_gets_wrong_is_told_by_its_name_and_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, kind: str, words: str
+) -> None:
+    """State in the class spoils an attempt as soon as the right answer has been found by playing it."""
+    (tmp_path / "beginner.py").write_text(BEGINNER.replace(old, new, 1) if old else BEGINNER)
+    result, _ = checked(tmp_path, capsys, str(tmp_path / "beginner.py"), "--tasks", "2")
+    assert {fault["kind"] for fault in result["faults"]} == {kind}, result["faults"]
+    assert any(words in fault["words"] for fault in result["faults"]), result["faults"]
+    assert not result["undemonstrated"]
+
+
+def test_a_class_without_the_decorator_is_told_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bare.py").write_text(BEGINNER.replace("@world\n", ""))
+    assert main(["check", str(tmp_path / "bare.py"), "--out", str(tmp_path / "result.json")]) == 2
+    assert "takes no sandboxes; expected `@world` above it" in capsys.readouterr().err

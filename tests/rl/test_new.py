@@ -79,7 +79,7 @@ def test_it_works_in_a_checkout_and_is_tidy(checkout: Path, tools: str) -> None:
     [
         ("Chess", "got the name 'Chess'; expected small letters, digits and _, as in `rl new env chess`"),
         ("../chess", "got the name '../chess'; expected small letters, digits and _, as in `rl new env chess`"),
-        ("class", "got the name 'class'; expected small letters, digits and _, as in `rl new env chess`"),
+        ("class", "got the name 'class', which is a keyword of Python; expected another name"),
         ("torch", "there is a module 'torch' already, which a file of that name would hide; expected another name"),
         ("there", "there is a file there.py already; expected another name"),
         ("half", "there is a file test_half.py already; expected another name"),

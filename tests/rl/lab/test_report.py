@@ -1,18 +1,21 @@
 """The report of every command is a sound page that fetches nothing, and no text of a document can act in it."""
 
+import io
 import itertools
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from rl import cli
 from rl.lab import page
-from rl.lab.document import Document, Plot, Series, save
+from rl.lab.document import Document, Plot, Series, Table, save
 from rl.lab.page import markup, numbers, plots
-from rl.lab.show import show
+from rl.lab.show import show, write
 from tests.rl.lab import browser, samples
 
 ELEMENTS = """html head meta title style body header main section footer nav p h1 h2 h3 h4 a ul li b div dl dt dd code
@@ -41,6 +44,19 @@ def test_no_text_of_a_document_is_markup_on_a_terminal(capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "[x] [bold]y[/bold]" in said and "[y] :boom:" in said
     assert not [c for c in said if c in "\x00\x07\x1b\x9b\u202e" or "\ud800" <= c <= "\udfff"]
+
+
+@pytest.mark.parametrize("width", [30, 60, 500])
+def test_nothing_is_cut_however_narrow_the_terminal(width: int) -> None:
+    columns = ["shaping", "a measure of much", "another", "different"]
+    rows: list[list[Any]] = [["outcome again", 0.123456, -1.5, True], ["unmeasured-here", None, 2.0, False]]
+    said = io.StringIO()
+    found = Document(kind="toy", name="t", tables=[Table(title="T", columns=columns, rows=rows)])
+    write(found, Console(file=said, width=width))
+    text = said.getvalue()
+    assert "…" not in text and all(len(line) <= width for line in text.splitlines())
+    for word in ("shaping" if width > 30 else "outcome", "unmeasured-here", "0.123", "-1.5", "different", "yes", "no"):
+        assert word in text.split() or f"{word}," in text.split() or f"{word}:" in text.split(), word
 
 
 class Page(HTMLParser):
