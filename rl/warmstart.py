@@ -111,7 +111,7 @@ def _make(settings: RunConfig, folder: Path, page: Progress) -> float:
         mlp=warm.mlp,
         context=settings.policy.context,
     )
-    rows = _rows(demonstrations(worlds, warm.error_rate), Chat(tokenizer), warm.steps * warm.rows, warm.row_tokens)
+    rows = _rows(demonstrations(worlds, warm.error_rate), Chat(tokenizer), settings)
     page.phase(
         f"warm start: {model.num_parameters() / 1e6:.1f} M parameters, experts err {warm.error_rate:.0%} of the time"
     )
@@ -121,17 +121,17 @@ def _make(settings: RunConfig, folder: Path, page: Progress) -> float:
     return time.monotonic() - began
 
 
-def _rows(demos: Iterator[list[Message]], chat: Any, count: int, row_tokens: int) -> list[dict[str, list[int]]]:
+def _rows(demos: Iterator[list[Message]], chat: Any, settings: RunConfig) -> list[dict[str, list[int]]]:
     """Whole conversations side by side in rows of `row_tokens`; positions restart with each, labels only where the
-    expert spoke. Each conversation goes into the first of a few open rows that has room."""
+    expert spoke. Each conversation goes into the first of a few open rows that has room; a longer one is a row."""
+    count, row_tokens = settings.warmstart.steps * settings.warmstart.rows, settings.warmstart.row_tokens
     open_rows: list[dict[str, list[int]]] = []
     full: list[dict[str, list[int]]] = []
     while len(full) < count:
         ids, mask = chat.conversation(next(demos))
-        if len(ids) > row_tokens:
+        if len(ids) > settings.policy.context:
             raise ValueError(
-                f"got a demonstration of {len(ids)} tokens; expected at most warmstart.row_tokens={row_tokens}, which "
-                "may be raised to policy.context"
+                f"got a demonstration of {len(ids)} tokens; expected at most policy.context={settings.policy.context}"
             )
         row = next((r for r in open_rows if len(r["input_ids"]) + len(ids) <= row_tokens), None)
         if row is None:

@@ -1,9 +1,11 @@
 """The warm start's cache: another folder where anything that the demonstrations depend on is another."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 
+from envs import Message
 from rl import warmstart
 from rl.config import load
 from rl.new import ONE_TURN
@@ -55,3 +57,16 @@ def test_a_world_without_a_wrong_demonstration_says_so(sums: Path) -> None:
     with pytest.raises(ValueError, match="world sums has no `wrong`, so there is no wrong demonstration"):
         warmstart.ensure(load("x.yaml"), Page())
     assert not list(Path(".cache/warmstart").glob("*"))
+
+
+def test_a_long_demonstration_is_a_row_of_its_own_up_to_the_context() -> None:
+    class Words:
+        def conversation(self, said: list[Message]) -> tuple[list[int], list[bool]]:
+            return [1] * len(said), [True] * len(said)
+
+    settings = load("x.yaml", ["warmstart.row_tokens=10", "warmstart.steps=1", "policy.context=25"])
+    demos = itertools.cycle([[{}] * length for length in (4, 20, 4)])
+    lengths = {len(row["input_ids"]) for row in warmstart._rows(demos, Words(), settings)}
+    assert max(lengths) == 20 and lengths - {20} <= {4, 8}
+    with pytest.raises(ValueError, match=r"26 tokens; expected at most policy.context=25"):
+        warmstart._rows(itertools.repeat([{}] * 26), Words(), settings)
