@@ -36,7 +36,7 @@ class World:
 '''
 
 WITH_TOOLS = '''\
-"""NAME, so far a robot to bring to its goal. Every public method without a role of its own is a tool for the policy."""
+"""NAME, so far a robot to bring to its goal. Every public method without a role of its own is a tool."""
 
 import random
 from typing import Any, Literal

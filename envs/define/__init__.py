@@ -22,7 +22,7 @@ import hashlib
 import inspect
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 from envs import Env, EnvCrashed, Message, Split, Task, heldout, short
@@ -222,8 +222,9 @@ class Defined:
             raise ValueError(f"world {self.name} has no `{name}`, so there is no {name} demonstration")
         own = copy.deepcopy(task)
         said = self._said(name, {"task": own, "rng": rng}, own)
-        turns = [said] if isinstance(said, str | Call) else said
-        if not isinstance(turns, list | tuple) or not all(isinstance(turn, str | Call | Mapping) for turn in turns):
+        several = isinstance(said, Iterable) and not isinstance(said, str | Mapping)
+        turns = list(said) if several else [said]
+        if isinstance(said, Mapping) or not all(isinstance(turn, str | Call | Mapping) for turn in turns):
             raise TypeError(f"{name} answered with {str(said)[:80]!r}; expected a text, a Call, or a list of these")
         told = any(isinstance(turn, Mapping) for turn in turns)
         attempt = Attempt(self, task, alone=True)
