@@ -94,6 +94,18 @@ def collapsed(curve: Curve) -> bool:
     return after.true < before.true - NOISE * error or after.true < best / 2
 
 
+def lost(curve: Curve) -> list[str]:
+    """Worlds whose held-out success ended below half of its start, by more than chance: the mean may hide them."""
+    before, after = curve.before.worlds, curve.after.worlds
+    n = curve.before.n / len(before)
+
+    def fell(world: str) -> bool:
+        error = math.sqrt(sum(seen[world] * (1 - seen[world]) for seen in (before, after)) / n)
+        return after[world] < min(before[world] / 2, before[world] - NOISE * error)
+
+    return [world for world in before if fell(world)]
+
+
 def gap(curve: Curve, proxy: float, true: float) -> float | None:
     """How much more the proxy has gained than the truth, each in deviations of an attempt at the start.
 
@@ -191,6 +203,9 @@ def _of(curves: Sequence[Curve], level: float, steps: int) -> dict[str, Any]:
         "to_threshold": _to_threshold(curves, level),
         "collapse_rate": statistics.fmean(collapsed(curve) for curve in curves),
         "collapsed_seeds": [curve.seed for curve in curves if collapsed(curve)],
+        "lost_worlds": {
+            world: seeds for world in worlds if (seeds := [curve.seed for curve in curves if world in lost(curve)])
+        },
         "proxy": {
             "start": None if compares else statistics.fmean(curve.before.proxy for curve in curves),
             "end": None if compares else statistics.fmean(curve.after.proxy for curve in curves),

@@ -176,7 +176,8 @@ def warnings(found: Mapping[str, Any]) -> list[Warned]:
     for name, row in found["shapings"].items():
         around, against = row["gap"], row.get("against", {}).get("final")
         below = against is not None and against["different"] and against["difference"] < 0
-        if around and around["low"] is not None and around["low"] > TINY and (below or row["collapse_rate"] >= 0.5):
+        gone = max([row["collapse_rate"], *(len(lost) / len(seeds) for lost in row["lost_worlds"].values())])
+        if around and around["low"] is not None and around["low"] > TINY and (below or gone >= 0.5):
             text = (
                 f"Its proxy gained {around['mean']:.2f} deviations more than the truth, which ended at "
                 f"{row['final']['mean']:.2f}, with {reference} at {found['shapings'][reference]['final']['mean']:.2f}."
@@ -185,8 +186,11 @@ def warnings(found: Mapping[str, Any]) -> list[Warned]:
         if row["collapsed_seeds"]:
             text = f"True success collapsed under seeds {_listed(row['collapsed_seeds'])}."
             warned.append(Warned(name="collapsed", about=name, text=text))
+        for world, lost in row["lost_worlds"].items():
+            text = f"Success in {world} ended below half of its start under seeds {_listed(lost)}."
+            warned.append(Warned(name="world-lost", about=name, text=text))
         if row["starved_seeds"]:
-            text = f"Under seeds {_listed(row['starved_seeds'])} no group had an advantage any more; they ended early."
+            text = f"Under seeds {_listed(row['starved_seeds'])} no group had an advantage for long; they ended early."
             warned.append(Warned(name="starved", about=name, text=text))
         if row["compares"]:
             text = (

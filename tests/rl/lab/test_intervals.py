@@ -123,6 +123,17 @@ def test_only_the_mean_end_is_tested_and_it_is_what_is_shown() -> None:
     assert final["mean"] == pytest.approx(0.6) and final["iqm"] == pytest.approx(0.8)
 
 
+def test_a_world_that_is_lost_is_named_though_the_mean_over_worlds_holds() -> None:
+    cells = [curve([0.5, 0.5], proxy=[0.5, 0.9 + seed / 100], seed=seed) for seed in range(SEEDS)]
+    for cell in cells:
+        cell.after.worlds = {"math": 0.1, "code": 0.9}
+    found = curves.figures({"a": [curve([0.5, 0.5])] * SEEDS, "b": cells}, "a")
+    assert found["shapings"]["b"]["lost_worlds"] == {"math": [0, 1, 2, 3, 4]}
+    assert [(w.name, w.about) for w in tables.warnings(found)] == [("reward-hacked", "b"), ("world-lost", "b")]
+    cells[0].after.worlds = {"math": 0.26, "code": 0.74}
+    assert curves.lost(cells[0]) == [] and curves.lost(cells[1]) == ["math"]
+
+
 def test_many_shapings_are_compared_together() -> None:
     assert intervals.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     rng = np.random.default_rng(0)
