@@ -103,7 +103,7 @@ def lost(curve: Curve) -> list[str]:
         error = math.sqrt(sum(seen[world] * (1 - seen[world]) for seen in (before, after)) / n)
         return after[world] < min(before[world] / 2, before[world] - NOISE * error)
 
-    return [world for world in before if fell(world)]
+    return [world for world in before if world in after and fell(world)]
 
 
 def gap(curve: Curve, proxy: float, true: float) -> float | None:
