@@ -69,7 +69,8 @@ def show(folder: Path, *, as_json: bool) -> int:
     table = Table(title=f"Held-out success, {folder.name}", title_justify="left")
     for column in ("world", "before", "after", "change", "tasks"):
         table.add_column(column, justify="left" if column == "world" else "right")
-    for name, row in [*found["worlds"].items(), ("joint mean", found["joint"])]:
+    joint = [("joint mean", found["joint"])] if len(found["worlds"]) > 1 else []
+    for name, row in [*found["worlds"].items(), *joint]:
         before, after = row["before"], row["after"]
         change = f"{after - before:+.2f}" if after is not None else ""
         table.add_row(name, f"{before:.2f}", f"{after:.2f}" if after is not None else "", change, str(row.get("n", "")))
