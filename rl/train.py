@@ -201,7 +201,9 @@ class Training:
 
     def count_flat(self, group: Group) -> None:
         """Where nothing can be learnt no step follows: say so, rather than play on in silence."""
-        self.flat = 0 if useful(group) else self.flat + bool(group.earned)
+        if not group.earned:  # lost to the machinery: that is told elsewhere
+            return
+        self.flat = 0 if useful(group) else self.flat + 1
         if self.flat and self.flat % (FLAT_WAVES * self.settings.train.groups) == 0:
             solved = [f"{world} {seen['success']:.2f}" for world, seen in self.window.worlds().items()]
             self.note(
