@@ -164,7 +164,8 @@ class World(Protocol):
 
     A world may also have, for `rl check`: `size(split)`, how many different tasks there are, which the first as many
     positions hold, or None for no end; `secrets(task)`, texts that no sandbox of an attempt may hold, by what they are;
-    `paths(task)`, ends of paths under which these could lie elsewhere in the image.
+    `paths(task)`, ends of paths under which these could lie elsewhere in the image; `tools`, by name, each an
+    `envs.tools.Tool`, to be called oddly.
     """
 
     name: str

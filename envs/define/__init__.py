@@ -121,7 +121,7 @@ class Defined:
 
     def __init__(self, made: Made, sandboxes: SandboxPool, seed: int, settings: Mapping[str, Any]) -> None:
         self.made, self.sandboxes, self.seed, self.settings = made, sandboxes, seed, settings
-        self.name, self.max_turns = made.name, made.max_turns
+        self.name, self.max_turns, self.tools = made.name, made.max_turns, made.tools
         self.splits: dict[Split, list[Task]] | None = None
         self._order: tuple[int, list[int]] = (-1, [])
         if "tasks" in made.asked:

@@ -152,6 +152,7 @@ class Player:
             ("open", probes.apart, first[:1]),
             ("empty", probes.empty, first),
             ("malformed", probes.malformed, few),
+            ("called", probes.called, few),
             ("wrong", probes.wrong, first),
             ("gold", probes.gold, first),  # after those that must fail, so that what it leaves behind is told apart
             ("afterwards", probes.afterwards, first),

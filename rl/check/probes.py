@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from envs import JudgeFailed, Message, Task, World, find
-from rl.check import answers, inside, leaks
+from rl.check import answers, inside, leaks, odd
 from rl.check.episodes import Attempt, Calls, Played, named, play
 from rl.check.kept import Kept
 from rl.check.kinds import Fault
@@ -123,6 +123,15 @@ class Probes:
         if solved:
             await self._again(solved[0], task, [senseless[solved[0]]], [True], repeat=True)
             raise Fault("malformed-scores", f"{' and '.join(solved[:3])} counts as solved")
+
+    async def called(self, at: At, task: Task) -> None:
+        """Calls of each tool that its schema admits and no task asks for: told to the policy, not raised."""
+        for tool in odd.tools(self.world):
+            for given in odd.calls(tool):
+                try:
+                    await self.play(task, [tool.written(given)])
+                except Fault as fault:
+                    raise Fault(fault.kind, f"{fault.words}, after {tool.name}({json.dumps(given)[1:-1]})") from None
 
     async def wrong(self, at: At, task: Task, times: int = 2) -> None:
         actions, _ = self._demonstration(task, err=True)

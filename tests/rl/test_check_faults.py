@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rl.check import KINDS
+from envs.tools import Tool
+from rl.check import KINDS, odd
 from rl.cli import main
 from tests.rl.checking import heard
 from tests.rl.planted_bad import FAULTS
@@ -121,6 +122,64 @@ def test_what_a_beginner_gets_wrong_is_told_by_its_name_and_line(
     assert {fault["kind"] for fault in result["faults"]} == {kind}, result["faults"]
     assert any(words in fault["words"] for fault in result["faults"]), result["faults"]
     assert not result["undemonstrated"]
+
+
+SHELF = """
+from typing import Literal
+from envs.define import world
+from envs.tools import BadCall, Call
+
+@world
+class World:
+    def task(self, rng):
+        return {"prompt": f"Take what stands at {rng.randrange(6, 10**6)}."}
+
+    def start(self):
+        self.taken = None
+
+    def take(self, place: int, side: Literal["left", "right"] = "left") -> str:
+        '''Take what stands there.'''
+        self.taken = "abcdef"[place]
+        return self.taken
+
+    def grade(self):
+        return self.taken == "d"
+
+    def right(self):
+        return [Call("take", {"place": 3}), "done"]
+"""
+
+
+def test_a_tool_that_raises_over_what_its_schema_admits_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shelf.py").write_text(SHELF)
+    result, _ = checked(tmp_path, capsys, str(tmp_path / "shelf.py"), "--tasks", "2")
+    assert {fault["kind"] for fault in result["faults"]} == {"raises"} and result["unfit_world"]
+    words = 'string index out of range (shelf.py, line 16), after take("place": 1000000, "side": "right")'
+    assert words in result["faults"][0]["words"]
+    taken = '        self.taken = "abcdef"'
+    (tmp_path / "shelf.py").write_text(
+        SHELF.replace(taken, f"        if not 0 <= place < 6: raise BadCall('0 to 5')\n{taken}")
+    )
+    assert not checked(tmp_path, capsys, str(tmp_path / "shelf.py"), "--tasks", "2")[0]["faults"]
+
+
+def test_odd_calls_fit_the_schema_of_each_tool() -> None:
+    def one(a: str, b: int | None = None, c: list[float] = [], d: dict[str, bool] = {}) -> None:  # noqa: B006
+        """Of many kinds."""
+
+    def none() -> None:
+        """Without any."""
+
+    tool = Tool.of(one)
+    given = list(odd.calls(tool))
+    assert len(given) == 4 and all(tool.takes(call) == call for call in given)
+    assert {call["a"] for call in given} == {"", "no such thing", "-1", "\x00"} and None in [
+        call["b"] for call in given
+    ]
+    assert list(odd.calls(Tool.of(none))) == []
+    assert list(odd.calls(Tool("odd", "", {"type": "object", "properties": {"x": {"type": "unheard-of"}}}))) == []
 
 
 def test_a_class_without_the_decorator_is_told_what_it_lacks(
