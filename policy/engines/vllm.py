@@ -85,9 +85,12 @@ async def start(
         **({"distributed_executor_backend": "uni"} if on_cpu and tensor_parallel == 1 else {}),
         **{**(_WHOLE_PROMPTS if on_cpu else {}), **(args or {})},
     )
+    _sweep()
+    folder = tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=_memory_folder())
+    os.environ["VLLM_RPC_BASE_PATH"] = folder  # where its sockets lie, which it leaves there
     llm = AsyncLLM.from_engine_args(engine_args)
     await llm.update_weight_version("0")
-    return VllmEngine(llm)
+    return VllmEngine(llm, Path(folder))
 
 
 def _settle_on_cpu() -> None:
@@ -103,10 +106,11 @@ def _settle_on_cpu() -> None:
 
 
 class VllmEngine:
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, folder: Path) -> None:
+        """`folder`: its own, in memory where there is one, and removed with it."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        self.llm = llm
+        self.llm, self._folder = llm, folder
         self.version = 0
         self._dead = EngineDeadError
         self._names = itertools.count()
@@ -115,8 +119,6 @@ class VllmEngine:
         self._unfit: str | None = None
         self._settled = asyncio.Event()
         self._settled.set()
-        _sweep()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=_memory_folder()))
 
     async def generate(self, ids: Sequence[int], sampling: Sampling) -> Completion:
         """What ends during a swap waits for its verdict, and is refused with it."""
@@ -240,8 +242,8 @@ class VllmEngine:
         return worst
 
     async def close(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
         self.llm.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def largest(gaps: Sequence[float]) -> float:

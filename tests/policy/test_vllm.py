@@ -105,4 +105,5 @@ def test_weights_that_are_not_those_that_were_sent_are_refused(
     (tmp_path / "w").write_bytes(blob(models[0]))
     with pytest.raises(SwapFailed, match=f"expected {digest(blob(models[1]))[:12]}"):
         run(served._stage(tmp_path / "w", blob(models[1]), 7))
-    assert not list(served._folder.iterdir())
+    left = list(served._folder.iterdir())
+    assert left and all(path.is_socket() for path in left), "vLLM's own, which go with the folder"
