@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections import deque
 from types import TracebackType
 from typing import Any
 
@@ -20,8 +22,44 @@ from rl.status import HELDOUT, Board
 from rl.trackers import Trackers
 
 PLAIN_EVERY_S = 15.0
+PACE_OF, PACE_OF_S = 6, 60.0
+"""The advances and the seconds, whichever are longer, from which the time left is told."""
 SMOOTH = 0.7
 """Weight of the past in the success that is shown."""
+
+
+class Pace:
+    """Time left of what advances, from its last advances: a run that runs out of groups to learn from slows down."""
+
+    def __init__(self, began: float) -> None:
+        self.began, self.done, self.total = began, 0.0, 0.0
+        self._points: deque[tuple[float, float]] = deque()
+
+    def moved(self, now: float, done: float, total: float, begun_at: float = 0.0) -> None:
+        """`begun_at`: what was done at `began`, for the first call; a run that goes on does not begin at 0."""
+        self.done, self.total = done, total
+        if not self._points:
+            self._points.append((self.began, begun_at))
+        self._points.append((now, done))
+        while len(self._points) > PACE_OF and now - self._points[1][0] > PACE_OF_S:
+            self._points.popleft()
+
+    def left_s(self, now: float) -> float | None:
+        """None where nothing is known, or nothing is left."""
+        if not self._points or self.done >= self.total or self.done <= self._points[0][1]:
+            return None
+        (began, before), (at, done) = self._points[0], self._points[-1]
+        return max(0.0, (self.total - done) * (at - began) / (done - before) - (now - at))
+
+
+class Steady(Console):
+    """Falls silent where nobody reads any more, as `tee` after Ctrl-C, which goes to both: no reason to end a run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
 
 
 class Page:
@@ -37,11 +75,11 @@ class Page:
         self.settings = settings
         self.board = board or Board(deadline_s=settings.train.deadline_s)
         self.trackers = trackers or Trackers()
-        self.console = console or Console(file=sys.stdout)
+        self.console = console or Steady(file=sys.stdout)
         self.began = time.monotonic()
         self.first_step_s: float | None = None
         self._phase, self._phase_began = "starting", self.began
-        self._done, self._total = 0, 0
+        self._pace = Pace(self.began)
         self._row: dict[str, Any] = {}
         self._waiting = ""
         self._success: dict[str, float] = {}
@@ -67,7 +105,7 @@ class Page:
 
     def phase(self, name: str) -> None:
         self._phase, self._phase_began = name, time.monotonic()
-        self._done = self._total = 0
+        self._pace = Pace(self._phase_began)
         self.board.phase(name)
         self._line(name, always=True)
 
@@ -79,7 +117,7 @@ class Page:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, done: int, total: int, note: str = "") -> None:
-        self._done, self._total = done, total
+        self._pace.moved(time.monotonic(), done, total)
         self.board.renew(HELDOUT)
         self.board.tick()
         self._line(f"{self._phase}: {done}/{total}{self._left()} {note}".rstrip())
@@ -97,9 +135,9 @@ class Page:
             past = self._success.get(world, seen["success"])
             self._success[world] = SMOOTH * past + (1 - SMOOTH) * seen["success"] if seen["attempts"] else past
         budget = self.settings.train
-        self._done, self._total = row["step"], budget.steps
-        if budget.tokens and row["tokens"] * budget.steps > row["step"] * budget.tokens:  # the budget that ends the run
-            self._done, self._total = row["tokens"], budget.tokens
+        by_tokens = budget.tokens and row["tokens"] * budget.steps > row["step"] * budget.tokens  # what ends the run
+        done, total = (row["tokens"], budget.tokens) if by_tokens else (row["step"], budget.steps)
+        self._pace.moved(time.monotonic(), done, total, begun_at=done * (row["step"] - 1) / row["step"])
         success = "  ".join(f"{world} {value:.2f}" for world, value in self._success.items())
         self._line(
             f"step {row['step']}/{self.settings.train.steps}{self._left()}  {success}  "
@@ -134,17 +172,15 @@ class Page:
             self.console.print(f"[{_clock(now - self.began)}] {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _left(self) -> str:
-        """Time left in this phase, from its own pace."""
-        if not self._done or self._done >= self._total:
-            return ""
-        seconds = (time.monotonic() - self._phase_began) * (self._total - self._done) / self._done
-        return f", {_clock(seconds)} left"
+        """Time left in this phase."""
+        seconds = self._pace.left_s(time.monotonic())
+        return "" if seconds is None else f", {_clock(seconds)} left"
 
     def _page(self) -> Panel:
         head = Text.assemble((self._phase, "bold"), self._left())
         parts: list[Any] = [head]
-        if self._total:
-            parts.append(ProgressBar(total=self._total, completed=self._done, width=None))
+        if self._pace.total:
+            parts.append(ProgressBar(total=self._pace.total, completed=self._pace.done, width=None))
         if self._row or self._measured:
             parts.append(self._worlds())
         if self._row:
