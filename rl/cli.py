@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         action.set_defaults(run=module.run)
 
     new = commands.add_parser("new", help="begin a world of your own: one file and its test")
-    new.add_argument("what", choices=["env"], help="env: a world")
+    new.add_argument("what", choices=["env"], metavar="env", help="a world")
     new.add_argument("name", metavar="NAME", help="what it is called, as in chess")
     new.add_argument("--tools", action="store_true", help="with tools and several turns")
     new.set_defaults(run=_new)

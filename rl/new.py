@@ -44,45 +44,45 @@ from typing import Any, Literal
 from envs.define import world
 from envs.tools import BadCall, Call
 
-SIDE = 10
 WAYS = {"north": (0, 1), "east": (1, 0), "south": (0, -1), "west": (-1, 0)}
 
 
 @world(max_turns=4)
 class World:
-    def task(self, rng: random.Random) -> dict[str, Any]:
-        x, y, to_y = (rng.randrange(SIDE) for _ in range(3))
-        to_x = (x + rng.randrange(1, SIDE)) % SIDE
-        return {"prompt": f"Bring the robot from {x},{y} to {to_x},{to_y}.", "at": [x, y], "goal": [to_x, to_y]}
+    def task(self, rng: random.Random, far: int = 20) -> dict[str, Any]:
+        legs = [
+            (rng.choice(("east", "west")), rng.randint(1, far)),
+            (rng.choice(("north", "south")), rng.randint(1, far)),
+        ]
+        (way, steps), (then, more) = legs
+        return {"prompt": f"The goal is {steps} to the {way} and {more} to the {then} of the robot.", "legs": legs}
 
-    def start(self, at: list[int]) -> None:
-        self.x, self.y = at
+    def start(self) -> None:
+        self.x = self.y = 0
 
     def move(self, way: Literal["north", "east", "south", "west"], steps: int) -> str:
         """Move the robot.
 
         Args:
-            way: east adds to the first number, north to the second
+            way: where to
             steps: how far
         """
-        x, y = (at + steps * by for at, by in zip((self.x, self.y), WAYS[way], strict=True))
-        if not (0 <= x < SIDE and 0 <= y < SIDE):
-            raise BadCall(f"there is a wall before {x},{y}")
-        self.x, self.y = x, y
-        return f"at {x},{y}"
+        if steps < 1:
+            raise BadCall(f"got {steps} steps; expected 1 or more")
+        self.x, self.y = self.x + steps * WAYS[way][0], self.y + steps * WAYS[way][1]
+        return f"at {self.x},{self.y}"
 
-    def grade(self, goal: list[int]) -> bool:
+    def grade(self, legs: list[tuple[str, int]]) -> bool:
+        goal = [sum(steps * WAYS[way][axis] for way, steps in legs) for axis in (0, 1)]
         return [self.x, self.y] == goal
 
-    def right(self, at: list[int], goal: list[int]) -> list[str | Call]:
-        east, north = goal[0] - at[0], goal[1] - at[1]
-        turns = [Call("move", {"way": "east" if east > 0 else "west", "steps": abs(east)})]
-        if north:
-            turns.append(Call("move", {"way": "north" if north > 0 else "south", "steps": abs(north)}))
-        return [*turns, "done"]
+    def right(self, legs: list[tuple[str, int]]) -> list[str | Call]:
+        return [*(Call("move", {"way": way, "steps": steps}) for way, steps in legs), "done"]
 
-    def wrong(self, at: list[int], goal: list[int]) -> list[str | Call]:
-        return self.right(at, goal)[1:]
+    def wrong(self, legs: list[tuple[str, int]], rng: random.Random) -> list[str | Call]:
+        said = self.right(legs)
+        del said[rng.randrange(len(legs))]
+        return said
 '''
 
 TEST = '''\
