@@ -174,6 +174,8 @@ class Probes:
                 raise Fault("never-done", words)
             said = json.dumps(facts)[:200] if facts else f"it ended for: {ended}"
             raise Fault("gold-fails", f"the right answer does not count as solved; {said}")
+        if played[0].facts.get("tool_errors"):
+            self.say("note", words="tools refuse calls of a right answer: the policy would learn such calls from it")
         paid = played[0].facts.get("reward")
         if paid is not None and (wrong := self.kept["paid"].get(at)) is not None and paid <= wrong:
             raise Fault("flat-reward", f"the right answer is paid {paid:g}, a wrong one {wrong:g}")

@@ -159,10 +159,14 @@ def test_a_tool_that_raises_over_what_its_schema_admits_is_found(
     words = 'string index out of range (shelf.py, line 16), after take("place": 1000000, "side": "right")'
     assert words in result["faults"][0]["words"]
     taken = '        self.taken = "abcdef"'
-    (tmp_path / "shelf.py").write_text(
-        SHELF.replace(taken, f"        if not 0 <= place < 6: raise BadCall('0 to 5')\n{taken}")
-    )
-    assert not checked(tmp_path, capsys, str(tmp_path / "shelf.py"), "--tasks", "2")[0]["faults"]
+    wary = SHELF.replace(taken, f"        if not 0 <= place < 6: raise BadCall('0 to 5')\n{taken}")
+    (tmp_path / "shelf.py").write_text(wary)
+    result, _ = checked(tmp_path, capsys, str(tmp_path / "shelf.py"), "--tasks", "2")
+    refused = "tools refuse calls of a right answer"
+    assert not result["faults"] and not any(refused in note for note in result["notes"])
+    (tmp_path / "shelf.py").write_text(wary.replace("return [Call(", 'return [Call("take", {"place": 9}), Call('))
+    result, _ = checked(tmp_path, capsys, str(tmp_path / "shelf.py"), "--tasks", "2")
+    assert not result["faults"] and any(refused in note for note in result["notes"])
 
 
 def test_odd_calls_fit_the_schema_of_each_tool() -> None:
