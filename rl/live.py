@@ -78,7 +78,7 @@ class Page:
         self.console = console or Steady(file=sys.stdout)
         self.began = time.monotonic()
         self.first_step_s: float | None = None
-        self._phase, self._phase_began = "starting", self.began
+        self._phase = "starting"
         self._pace = Pace(self.began)
         self._row: dict[str, Any] = {}
         self._waiting = ""
@@ -104,8 +104,7 @@ class Page:
     # -- what happens ---------------------------------------------------------------------------------------------
 
     def phase(self, name: str) -> None:
-        self._phase, self._phase_began = name, time.monotonic()
-        self._pace = Pace(self._phase_began)
+        self._phase, self._pace = name, Pace(time.monotonic())
         self.board.phase(name)
         self._line(name, always=True)
 

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rl import (
@@ -43,6 +44,8 @@ T = TypeVar("T")
 PASSED_OVER = 10_000
 FLAT_WAVES = 4
 """After so many waves of groups without one that teaches, a person is told."""
+LARGE_LR, LARGE_BYTES = 1e-4, 10**8
+"""A higher rate, with more bytes of weights, is most likely the default, which is the small policy's."""
 LOOK_S = 0.05
 """How often those who wait for a paused world look again."""
 
@@ -333,6 +336,8 @@ def train(settings: RunConfig, *, resume: bool) -> int:
                 if model is None:
                     folder, warm_s = warmstart.ensure(settings, page)
                     model = str(folder)
+                elif news := rate_of_another(settings.learner.lr, Path(model)):
+                    page.note(news)
                 stopped = _drive_on(settings, run, page, model)
             _summarise(run, settings, time.monotonic() - began, warm_s, page.first_step_s, stopped)
             board.end("stopped" if stopped else "done")
@@ -342,6 +347,14 @@ def train(settings: RunConfig, *, resume: bool) -> int:
         finally:
             run.close()
     return 130 if stopped else 0
+
+
+def rate_of_another(lr: float, model: Path) -> str:
+    """What to say where a large model is to learn at a rate that only the small policy bears; else nothing."""
+    size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    if lr <= LARGE_LR or size <= LARGE_BYTES:
+        return ""
+    return f"got learner.lr={lr:g}, the small policy's rate, and weights of {size / 1e9:.1f} GB; expected about 1e-6"
 
 
 def _drive_on(settings: RunConfig, run: Run, page: Page, model: str) -> bool:

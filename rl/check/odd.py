@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,18 +31,13 @@ def calls(tool: Tool) -> Iterator[dict[str, Any]]:
     """Arguments that the tool's schema admits; none where the schema asks for what is not known here."""
     properties: Mapping[str, Any] = tool.parameters.get("properties", {})
     values = {name: _values(schema) for name, schema in properties.items()}
-    seen: list[dict[str, Any]] = []
-    for at in itertools.count() if values else ():
-        if at >= max(map(len, values.values())) or len(seen) >= MOST:
-            return
+    for at in range(min(MOST, max(map(len, values.values()), default=0))):
         given = {name: options[at % len(options)] for name, options in values.items() if options}
         try:
             tool.takes(given)
         except BadCall:
             continue
-        if given not in seen:
-            seen.append(given)
-            yield given
+        yield given
 
 
 def _values(schema: Mapping[str, Any]) -> tuple[Any, ...]:

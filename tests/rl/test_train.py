@@ -16,7 +16,7 @@ from rewards import Score
 from rl import buffer, config
 from rl.live import Page
 from rl.store import Run
-from rl.train import MachineryDown, Training
+from rl.train import MachineryDown, Training, rate_of_another
 from rl.trajectory import Group, Member, Trajectory
 from rl.workers import RolloutWorker
 from tests.rl.test_mix import row
@@ -262,3 +262,14 @@ def test_a_worker_plays_the_stage_of_the_version_and_held_out_tasks_of_the_file(
     assert played("train", 0) == played("train", 2) == (0, ["outcome", "length"])
     assert played("train", 3) == played("heldout", 0) == (2, ["outcome"])
     assert len(worker.worlds) == 2, "a world is built once for each set of arguments"
+
+
+def test_a_large_model_at_the_small_policys_rate_is_told(tmp_path: Path) -> None:
+    for number in range(2):
+        with (tmp_path / f"model-{number}.safetensors").open("wb") as file:
+            file.truncate(6 * 10**7)
+    words = "got learner.lr=0.0004, the small policy's rate, and weights of 0.1 GB; expected about 1e-6"
+    assert rate_of_another(config.LearnerConfig().lr, tmp_path) == words
+    assert rate_of_another(1e-5, tmp_path) == ""
+    (tmp_path / "model-0.safetensors").unlink()
+    assert rate_of_another(1.0, tmp_path) == ""
