@@ -1,6 +1,6 @@
 """The run folder, a public contract: what a run leaves behind, and all that report, eval and resume read.
 
-runs/<name>/config.yaml       as resolved
+runs/<name>/config.yaml       as resolved; where a resume changed it, config-until-<step>.yaml is what it was
             ledger.db         SQLite (WAL): leases, episodes, batches, steps, each exactly once (docs/ledger.md)
             metrics.jsonl     one row a step
             evals.jsonl       one row a measurement on held-out tasks

@@ -20,6 +20,7 @@ from rl import (
     filters,
     metrics,
     quarantine,
+    resumed,
     rollout,
     selftest,
     stages,
@@ -326,12 +327,13 @@ def train(settings: RunConfig, *, resume: bool) -> int:
         run = Run.reopen(settings.folder) if resume else Run.create(settings.folder)
         board = status.Board(run.folder, settings.train.deadline_s)
         try:
-            if not resume:
-                config.save(settings, run.folder / "config.yaml")
             latest = run.latest()
             at = (int(latest.name) if latest else 0) if resume else None
+            other = resumed.renew(settings, run.folder, at or 0)
             tracked = trackers.start(settings.train.trackers, run.folder, settings.name, config.plain(settings), at)
             with Page(settings, board=board, trackers=tracked) as page:
+                for news in other:
+                    page.note(news)
                 model, warm_s = settings.policy.model, 0.0
                 if model is None:
                     folder, warm_s = warmstart.ensure(settings, page)

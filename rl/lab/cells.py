@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from rl import config, status
+from rl import config, resumed, status
 from rl.lab import hashes
 from rl.lab.experiment import Cell
 
@@ -64,11 +63,11 @@ def write(cells: Sequence[Cell]) -> None:
         if not begun(cell.folder) or not cell.written.is_file():
             continue
         now, then = config.mapping(drafts[-1]), config.mapping(cell.written)
-        if changed := _changed(then, now):
+        if other := next(resumed.changed(then, now), None):
             for draft in drafts:
                 draft.unlink()
             raise ValueError(
-                f"{cell.folder} was begun under another {changed}; expected the same experiment, or a new name (name=…)"
+                f"{cell.folder} was begun under another {other[0]}; expected the same experiment, or a new name, name=…"
             )
     found = {cell.name: hashes.of_run(cell.settings) for cell in cells}
     kept = [cell for cell in cells if begun(cell.folder) and _hashes(cell).is_file()]
@@ -89,17 +88,6 @@ def write(cells: Sequence[Cell]) -> None:
 
 def _hashes(cell: Cell) -> Path:
     return cell.written.with_suffix(".hashes.json")
-
-
-def _changed(then: Any, now: Any) -> str:
-    """The first key whose value differs, dotted; empty where none does."""
-    if not isinstance(then, dict) or not isinstance(now, dict):
-        return ""
-    for key in [*then, *(key for key in now if key not in then)]:
-        if then.get(key) != now.get(key):
-            below = _changed(then.get(key), now.get(key))
-            return f"{key}.{below}" if below else str(key)
-    return ""
 
 
 @dataclass(slots=True)
