@@ -63,11 +63,11 @@ def write(cells: Sequence[Cell]) -> None:
         if not begun(cell.folder) or not cell.written.is_file():
             continue
         now, then = config.mapping(drafts[-1]), config.mapping(cell.written)
-        if other := next(resumed.changed(then, now), None):
+        for key, *_ in resumed.changed(then, now):
             for draft in drafts:
                 draft.unlink()
             raise ValueError(
-                f"{cell.folder} was begun under another {other[0]}; expected the same experiment, or a new name, name=…"
+                f"{cell.folder} was begun under another {key}; expected the same experiment, or a new name (name=…)"
             )
     found = {cell.name: hashes.of_run(cell.settings) for cell in cells}
     kept = [cell for cell in cells if begun(cell.folder) and _hashes(cell).is_file()]
